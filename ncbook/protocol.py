@@ -23,6 +23,8 @@ __all__ = [
     "Problem",
     "RunNumber",
     "UFMParams",
+    "bias_decay",
+    "class_sizes",
     "common_batch",
     "gaussian",
     "optional_method",
@@ -136,6 +138,59 @@ def run_number(x: Any, name: str) -> RunNumber:
     if bool((tensor < 0).any()):
         raise ValueError(f"{name} must not be negative, got {tensor.min().item()}")
     return tensor.detach() if tensor.ndim else tensor.item()
+
+
+def bias_decay(bias: Any) -> RunNumber | None:
+    """Translate a model's argument ``bias`` into the decay λ_b of its bias.
+
+    Args:
+        bias: None for a model without bias, ``"free"`` for one that costs nothing, or λ_b, a number or a (B,)
+            tensor; 0 means the same as ``"free"``.
+
+    Returns:
+        None where there is no bias, else λ_b.
+
+    Raises:
+        ValueError: it is none of these.
+
+    >>> bias_decay(None) is None, bias_decay("free"), bias_decay(0.01)
+    (True, 0.0, 0.01)
+    """
+    if bias is None:
+        return None
+    if isinstance(bias, str):
+        if bias != "free":
+            raise ValueError(f"bias must be None, 'free' or a number, got {bias!r}")
+        return 0.0
+    if isinstance(bias, bool):
+        raise ValueError(f"bias must be None, 'free' or a number, got {bias!r}")
+    return run_number(bias, "bias")
+
+
+def class_sizes(K: int, n: Any, counts: Any) -> tuple[int, ...]:
+    """Return how many samples each class has, from ``n`` for equal classes or from ``counts``.
+
+    Args:
+        K: the number of classes.
+        n: the samples of each class; None where ``counts`` are given.
+        counts: K positive integers, or None where ``n`` is given.
+
+    Raises:
+        ValueError: both are given, or neither, or they are no K positive integers.
+
+    >>> class_sizes(3, 2, None), class_sizes(3, None, (8, 4, 1))
+    ((2, 2, 2), (8, 4, 1))
+    """
+    if (n is None) == (counts is None):
+        raise ValueError(
+            f"give either n or counts, the other must be None, got n = {n!r}, counts = {counts!r}"
+        )
+    if counts is None:
+        return (require_count(n, "n"),) * K
+    sizes = tuple(counts.tolist() if isinstance(counts, (Tensor, np.ndarray)) else counts)
+    if len(sizes) != K:
+        raise ValueError(f"counts must hold one number for each of the {K} classes, got {len(sizes)}")
+    return tuple(require_count(size, f"counts[{k}]") for k, size in enumerate(sizes))
 
 
 def common_batch(**numbers: RunNumber) -> int | None:

@@ -1,9 +1,8 @@
-"""Unconstrained features models: objective, hand-derived derivatives and the minimum in closed form."""
+"""The unconstrained features model with squared loss."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -21,8 +20,9 @@ from ncbook.protocol import (
     take_runs,
 )
 from ncbook.runtime import DTYPE
+from ncbook.ufm._algebra import add_multiple, add_product, decayed, labels, square_norm
 
-__all__ = ["SquaredLossMinimum", "SquaredLossUFM", "UFMParams"]
+__all__ = ["SquaredLossMinimum", "SquaredLossUFM"]
 
 
 class SquaredLossMinimum(NamedTuple):
@@ -145,18 +145,18 @@ class SquaredLossUFM:
         W, H, _ = params
         residual = self._residual(params)
         if into.H is H:
-            new_W = _decayed(
+            new_W = decayed(
                 W, keep + weight * self.lambda_W, residual, H.mT, weight / self.N
             )  # from the old H
-            _add_product(H, keep + weight * over_runs(self.lambda_H, H), W.mT, residual, weight / self.N)
+            add_product(H, keep + weight * over_runs(self.lambda_H, H), W.mT, residual, weight / self.N)
             W.copy_(new_W)
             return
         for x, at, decay, left, right in (
             (into.W, W, self.lambda_W, residual, H.mT),
             (into.H, H, self.lambda_H, W.mT, residual),
         ):
-            _add_product(x, keep, left, right, weight / self.N)
-            _add_multiple(x, at, weight * over_runs(decay, at))
+            add_product(x, keep, left, right, weight / self.N)
+            add_multiple(x, at, weight * over_runs(decay, at))
 
     def hvp(self, params: UFMParams, direction: UFMParams) -> UFMParams:
         r"""Return the Hessian applied to the direction (V, U), with :math:`\dot R = VH + WU`.
@@ -169,8 +169,8 @@ class SquaredLossUFM:
         R = self._residual(params)
         R_dot = torch.baddbmm(torch.bmm(V, H), W, U)
         return UFMParams(
-            _decayed(V, self.lambda_W, R_dot, H.mT, 1 / self.N).baddbmm_(R, U.mT, alpha=1 / self.N),
-            _decayed(U, self.lambda_H, W.mT, R_dot, 1 / self.N).baddbmm_(V.mT, R, alpha=1 / self.N),
+            decayed(V, self.lambda_W, R_dot, H.mT, 1 / self.N).baddbmm_(R, U.mT, alpha=1 / self.N),
+            decayed(U, self.lambda_H, W.mT, R_dot, 1 / self.N).baddbmm_(V.mT, R, alpha=1 / self.N),
         )
 
     def take(self, index: Tensor) -> SquaredLossUFM:
@@ -251,49 +251,16 @@ class SquaredLossUFM:
             )
         if self._batch not in (None, len(W)):
             raise ValueError(f"params must hold {self._batch} runs, one for each lambda, got {len(W)}")
-        return torch.baddbmm(_labels(self.K, self.n, W.dtype, W.device), W, H, beta=-1)
+        return torch.baddbmm(labels(self.K, self.n, W.dtype, W.device), W, H, beta=-1)
 
     def _value(self, params: UFMParams, residual: Tensor) -> Tensor:
-        fit = _square_norm(residual) / self.N
-        decay_W = over_runs(self.lambda_W, fit) * _square_norm(params.W)
-        return (fit + decay_W + over_runs(self.lambda_H, fit) * _square_norm(params.H)) / 2
+        fit = square_norm(residual) / self.N
+        decay_W = over_runs(self.lambda_W, fit) * square_norm(params.W)
+        return (fit + decay_W + over_runs(self.lambda_H, fit) * square_norm(params.H)) / 2
 
     def _gradient(self, params: UFMParams, residual: Tensor) -> UFMParams:
         W, H, _ = params
         return UFMParams(
-            _decayed(W, self.lambda_W, residual, H.mT, 1 / self.N),
-            _decayed(H, self.lambda_H, W.mT, residual, 1 / self.N),
+            decayed(W, self.lambda_W, residual, H.mT, 1 / self.N),
+            decayed(H, self.lambda_H, W.mT, residual, 1 / self.N),
         )
-
-
-@lru_cache(maxsize=32)
-def _labels(K: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The one-hot labels I_K ⊗ 1_nᵀ, shape (K, N); kept, because every step of a solver needs them."""
-    return torch.eye(K, dtype=dtype, device=device).repeat_interleave(n, dim=1)
-
-
-def _square_norm(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=(-2, -1)).square()
-
-
-def _decayed(x: Tensor, decay: RunNumber, left: Tensor, right: Tensor, weight: float) -> Tensor:
-    """decay · x + weight · left @ right, in one pass where the decay is shared by all runs."""
-    if isinstance(decay, Tensor):
-        return torch.baddbmm(over_runs(decay, x) * x, left, right, alpha=weight)
-    return torch.baddbmm(x, left, right, beta=decay, alpha=weight)
-
-
-def _add_product(into: Tensor, keep: RunNumber, left: Tensor, right: Tensor, weight: float) -> None:
-    """Overwrite ``into`` by keep · into + weight · left @ right."""
-    if isinstance(keep, Tensor):
-        into.mul_(keep).baddbmm_(left, right, alpha=weight)
-    else:
-        into.baddbmm_(left, right, beta=keep, alpha=weight)
-
-
-def _add_multiple(into: Tensor, x: Tensor, weight: RunNumber) -> None:
-    """Add weight · x."""
-    if isinstance(weight, Tensor):
-        into.addcmul_(x, weight)
-    else:
-        into.add_(x, alpha=weight)

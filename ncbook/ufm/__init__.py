@@ -1,0 +1,6 @@
+"""Unconstrained features models: objective, hand-derived derivatives and the minimum in closed form."""
+
+from ncbook.protocol import UFMParams
+from ncbook.ufm.squared import SquaredLossMinimum, SquaredLossUFM
+
+__all__ = ["SquaredLossMinimum", "SquaredLossUFM", "UFMParams"]
