@@ -16,6 +16,13 @@ def labels(K: int, n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.eye(K, dtype=dtype, device=device).repeat_interleave(n, dim=1)
 
 
+@lru_cache(maxsize=32)
+def class_labels(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The one-hot labels of classes of any sizes, shape (K, N), kept like :func:`labels`."""
+    counts = torch.tensor(sizes, device=device)
+    return torch.eye(len(sizes), dtype=dtype, device=device).repeat_interleave(counts, dim=1)
+
+
 def square_norm(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=(-2, -1)).square()
 

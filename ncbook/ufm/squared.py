@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ncbook.frames import haar_orthogonal
 from ncbook.protocol import (
     NoClosedForm,
     RunNumber,
     UFMParams,
+    bias_decay,
+    class_sizes,
     common_batch,
     gaussian,
     over_runs,
@@ -20,52 +24,37 @@ from ncbook.protocol import (
     take_runs,
 )
 from ncbook.runtime import DTYPE
-from ncbook.ufm._algebra import add_multiple, add_product, decayed, labels, square_norm
+from ncbook.ufm._algebra import add_multiple, add_product, class_labels, decayed, square_norm
+from ncbook.ufm._squared_theory import SquaredLossMinimum, attain, closed_form, dual_bound
 
 __all__ = ["SquaredLossMinimum", "SquaredLossUFM"]
 
 
-class SquaredLossMinimum(NamedTuple):
-    """The global minimum of :class:`SquaredLossUFM`; with (B,) lambdas every field has that leading axis.
-
-    >>> SquaredLossUFM(4, 5, 8, 5e-3, 5e-3).minimum().t.round(decimals=6)
-    tensor(0.9553, dtype=torch.float64)
-    """
-
-    loss: Tensor
-    """The least value of the objective."""
-    singular_values_H: Tensor
-    """The min(K, d) singular values of H that may differ from zero, last axis; all others are zero."""
-    bias: None
-    """This model has no bias."""
-    trivial: Tensor
-    """Whether zero is the only minimiser (q ≥ 1)."""
-    t: Tensor
-    """The output scale: the optimal logits are t times the labels, on min(K, d) directions."""
-    q: Tensor
-    """The effective decay K√(n λ_W λ_H), which decides everything."""
-
-
 @dataclass(frozen=True, eq=False)
 class SquaredLossUFM:
-    r"""The unconstrained features model with squared loss, without bias, K balanced classes of n samples.
+    r"""The unconstrained features model with squared loss, K classes of any sizes, with or without a bias.
 
-    .. math:: f(W, H) = \frac{1}{2N} \|WH - Y\|_F^2 + \frac{\lambda_W}{2} \|W\|_F^2
-        + \frac{\lambda_H}{2} \|H\|_F^2, \qquad N = Kn, \quad Y = I_K \otimes 1_n^\top
+    .. math:: f(W, H, b) = \frac{1}{2N} \|WH + b1^\top - Y\|_F^2 + \frac{\lambda_W}{2} \|W\|_F^2
+        + \frac{\lambda_H}{2} \|H\|_F^2 + \frac{\lambda_b}{2} \|b\|^2
 
-    Column kn+i of H is sample i of class k (classes run from 0).
+    Y holds the one-hot labels of the N samples, all of class 0, then those of class 1, and so on.
 
     Args:
         K: the number of classes, at least 1.
-        n: the samples of each class, at least 1.
-        d: the dimension of the features, at least 1; d < K leaves directions of the labels unfitted.
+        n: the samples of each class, at least 1; None where ``counts`` are given.
+        d: the dimension of the features, at least 1; too few leave directions of the labels unfitted.
         lambda_W: the decay of the classifier, a number or a (B,) tensor, not negative.
         lambda_H: the decay of the features (the sum over all N columns), likewise.
+        bias: None for no bias, ``"free"`` for one that costs nothing, or its decay λ_b, a number or a (B,)
+            tensor; 0 means the same as ``"free"``.
+        counts: the samples of each class, K positive integers, or None.
+        nonnegative: whether H is constrained to non-negative entries; the problem then has ``project``.
 
     Raises:
-        ValueError: a size is no positive integer, a decay is negative or not finite, or the B disagree.
+        ValueError: a size is no positive integer, both or neither of n and counts are given, a decay is
+            negative or not finite, or the B disagree.
 
-    Source: Tirer and Bruna (2022).
+    Source: Tirer and Bruna (2022) without bias and with a free one; Dang et al. (2023) for unequal classes.
 
     >>> from ncbook.solvers import minimise
     >>> model = SquaredLossUFM(K=4, n=5, d=8, lambda_W=5e-3, lambda_H=5e-3)
@@ -75,23 +64,40 @@ class SquaredLossUFM:
     """
 
     K: int
-    n: int
+    n: int | None
     d: int
     lambda_W: RunNumber
     lambda_H: RunNumber
+    bias: Any = None
+    counts: Any = None
+    nonnegative: bool = False
+    lambda_b: RunNumber | None = field(init=False, repr=False)
+    """The decay of the bias, 0 where it is free, None where there is none."""
+    sizes: tuple[int, ...] = field(init=False, repr=False)
+    """The samples of each class."""
+    N: int = field(init=False, repr=False)
+    """The number of all samples."""
     _batch: int | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("K", "n", "d"):
-            object.__setattr__(self, name, require_count(getattr(self, name), name))
-        for name in ("lambda_W", "lambda_H"):
-            object.__setattr__(self, name, run_number(getattr(self, name), name))
-        object.__setattr__(self, "_batch", common_batch(lambda_W=self.lambda_W, lambda_H=self.lambda_H))
+        def put(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
 
-    @property
-    def N(self) -> int:
-        """The number of all samples, Kn."""
-        return self.K * self.n
+        for name in ("K", "d"):
+            put(name, require_count(getattr(self, name), name))
+        put("sizes", class_sizes(self.K, self.n, self.counts))
+        put("N", sum(self.sizes))
+        if self.counts is None:
+            put("n", self.sizes[0])
+        else:
+            put("counts", self.sizes)
+        for name in ("lambda_W", "lambda_H"):
+            put(name, run_number(getattr(self, name), name))
+        put("lambda_b", bias_decay(self.bias))
+        if not isinstance(self.nonnegative, bool):
+            raise ValueError(f"nonnegative must be True or False, got {self.nonnegative!r}")
+        bias = 0.0 if self.lambda_b is None else self.lambda_b
+        put("_batch", common_batch(lambda_W=self.lambda_W, lambda_H=self.lambda_H, bias=bias))
 
     def init(
         self,
@@ -102,7 +108,9 @@ class SquaredLossUFM:
         dtype: torch.dtype = DTYPE,
         device: torch.device | str | None = None,
     ) -> UFMParams:
-        """Draw W and H with independent entries N(0, scale²/d), so that a feature has norm about ``scale``.
+        """Draw W, H and b with independent entries N(0, scale²/d): a feature has norm about ``scale``.
+
+        Under a constraint the absolute values of H are kept. The draws of W and H are those without a bias.
 
         Args:
             batch: the number of runs B.
@@ -118,17 +126,22 @@ class SquaredLossUFM:
             raise ValueError(f"batch must be {self._batch}, the number of lambdas, got {batch}")
         deviation = scale / self.d**0.5
         W = gaussian((batch, self.K, self.d), deviation, generator, dtype, device)
-        return UFMParams(W, gaussian((batch, self.d, self.N), deviation, generator, dtype, device))
+        H = gaussian((batch, self.d, self.N), deviation, generator, dtype, device)
+        if self.nonnegative:
+            H.abs_()
+        if self.lambda_b is None:
+            return UFMParams(W, H)
+        return UFMParams(W, H, gaussian((batch, self.K), deviation, generator, dtype, device))
 
     def value(self, params: UFMParams) -> Tensor:
         """Return the objective of each run, shape (B,)."""
         return self._value(params, self._residual(params))
 
     def grad(self, params: UFMParams) -> UFMParams:
-        r"""Return the gradient, with the residual R = WH − Y.
+        r"""Return the gradient, with the residual R = WH + b1ᵀ − Y.
 
         .. math:: \nabla_W f = \tfrac1N R H^\top + \lambda_W W, \qquad
-            \nabla_H f = \tfrac1N W^\top R + \lambda_H H
+            \nabla_H f = \tfrac1N W^\top R + \lambda_H H, \qquad \nabla_b f = \tfrac1N R 1 + \lambda_b b
         """
         return self._gradient(params, self._residual(params))
 
@@ -142,8 +155,11 @@ class SquaredLossUFM:
 
         A step of gradient descent on H, the large tensor, is then a single matrix product in place.
         """
-        W, H, _ = params
+        W, H, b = params
         residual = self._residual(params)
+        if b is not None and into.b is not None:
+            gradient = self._bias_gradient(b, residual)  # from the old b
+            into.b.mul_(keep).add_(gradient, alpha=weight)
         if into.H is H:
             new_W = decayed(
                 W, keep + weight * self.lambda_W, residual, H.mT, weight / self.N
@@ -159,108 +175,181 @@ class SquaredLossUFM:
             add_multiple(x, at, weight * over_runs(decay, at))
 
     def hvp(self, params: UFMParams, direction: UFMParams) -> UFMParams:
-        r"""Return the Hessian applied to the direction (V, U), with :math:`\dot R = VH + WU`.
+        r"""Return the Hessian applied to the direction (V, U, β).
 
-        .. math:: \tfrac1N (\dot R H^\top + R U^\top) + \lambda_W V, \qquad
-            \tfrac1N (W^\top \dot R + V^\top R) + \lambda_H U
+        .. math:: \dot R = VH + WU + \beta 1^\top, \qquad
+            \tfrac1N (\dot R H^\top + R U^\top) + \lambda_W V, \qquad
+            \tfrac1N (W^\top \dot R + V^\top R) + \lambda_H U, \qquad
+            \tfrac1N \dot R 1 + \lambda_b \beta
         """
         W, H, _ = params
-        V, U, _ = direction
+        V, U, beta = direction
         R = self._residual(params)
         R_dot = torch.baddbmm(torch.bmm(V, H), W, U)
+        if beta is not None:
+            R_dot.add_(beta[..., None])
         return UFMParams(
             decayed(V, self.lambda_W, R_dot, H.mT, 1 / self.N).baddbmm_(R, U.mT, alpha=1 / self.N),
             decayed(U, self.lambda_H, W.mT, R_dot, 1 / self.N).baddbmm_(V.mT, R, alpha=1 / self.N),
+            None if beta is None else self._bias_gradient(beta, R_dot),
         )
+
+    def logit_gradient(self, params: UFMParams) -> Tensor:
+        """Return the gradient of the mean loss in the logits, (WH + b1ᵀ − Y)/N, shape (B, K, N)."""
+        return self._residual(params) / self.N
+
+    @property
+    def project(self) -> Callable[[UFMParams], UFMParams] | None:
+        """The projection onto H ≥ 0, entry by entry; None where there is no constraint."""
+        return _nonnegative if self.nonnegative else None
 
     def take(self, index: Tensor) -> SquaredLossUFM:
         """Return the same problem for some runs of the batch, its (B,) lambdas on the device of ``index``."""
         if self._batch is None:
             return self
-        return replace(
-            self, lambda_W=take_runs(self.lambda_W, index), lambda_H=take_runs(self.lambda_H, index)
-        )
+        bias = self.bias if self.lambda_b is None else take_runs(self.lambda_b, index)
+        lambda_W, lambda_H = (take_runs(x, index) for x in (self.lambda_W, self.lambda_H))
+        return replace(self, lambda_W=lambda_W, lambda_H=lambda_H, bias=bias)
 
     def lower_bound(self, params: UFMParams) -> Tensor:
-        r"""Return a bound that no parameters go below, tight at the global minimum for every d; shape (B,).
+        r"""Return a bound that no parameters go below, shape (B,).
 
-        For Z = WH the penalties are at least :math:`c \|Z\|_*` with :math:`c = \sqrt{\lambda_W \lambda_H}`,
-        and :math:`c \|Z\|_* \ge \langle A, Z \rangle` for every A of operator norm at most c. Hence, with Z
-        of rank at most d, completing the square and the Eckart–Young theorem give
+        Without a bias, for Z = WH: the penalties are at least :math:`c \|Z\|_*` with
+        :math:`c = \sqrt{\lambda_W \lambda_H}`, and :math:`c \|Z\|_* \ge \langle A, Z \rangle` for every A
+        of operator norm at most c. Hence, with Z of rank at most d, completing the square and the
+        Eckart–Young theorem give
 
         .. math:: f \ge \min_{\mathrm{rank} Z \le d} \frac{\|Z - Y\|_F^2}{2N} + \langle A, Z \rangle
             = \langle A, Y \rangle - \frac N2 \|A\|_F^2 + \frac{1}{2N} \sum_{i > d} s_i(Y - NA)^2 .
 
-        At an optimum A = (Y − Z)/N, its singular values cut at c. The bound is concave in A and indifferent
-        to the order of the samples in a class, so A may be replaced by its class means:
-        :math:`A = U \mathrm{diag}(a) V^\top \otimes 1_n^\top / \sqrt n` with the singular vectors of the
-        class means of Y − Z, a K × K matrix, and with :math:`a_i = \sqrt n \langle u_i, v_i \rangle / N` cut
-        to [0, c], the best choice where d ≥ K. Where the parameters are near the minimum, the bound is as
-        near to it as the objective is: to second order in their distance.
-        A run that is not finite has the bound NaN.
+        With a bias its best value is inserted first. The fit is then that of (Z − Y)T, where T shrinks the
+        mean over all samples by the root of :math:`\gamma = \lambda_b / (1 + \lambda_b)`, and the bound is
+
+        .. math:: \langle A, Y \rangle - \frac N2 \|A T^{-1}\|_F^2
+            + \frac{1}{2N} \sum_{i > d} s_i(Y T - N A T^{-1})^2 ;
+
+        where the bias is free, T is a projector, A1 = 0, and T itself stands for its inverse. At an optimum
+        A is minus the gradient in the logits, its singular values cut at c. The bound is concave in A and
+        indifferent to the order of the samples in a class, so that A may be replaced by its class means, a
+        K × K matrix, and its singular values by the best ones in [0, c].
+
+        It is tight at the global minimum wherever that is known, that is for every d without bias, or with
+        equal classes and any bias; with unequal classes and a bias for d ≥ K (with a free bias, d ≥ K − 1).
+        It does not know of ``nonnegative``: with a bias a gap then remains. Near a minimum where it is tight
+        it is as near to it as the objective: to second order in the distance.
+        A run whose W or H is not finite has the bound NaN.
         """
-        means = -self._residual(params).unflatten(-1, (self.K, self.n)).mean(-1)
-        finite = means.isfinite().all(-1).all(-1)
-        U, _, Vh = torch.linalg.svd(torch.where(finite[:, None, None], means, 0.0))
-        limit = torch.ones_like(means[:, 0]) * over_runs(self.lambda_W, means[:, 0])
-        limit = (limit * over_runs(self.lambda_H, limit)).sqrt()
-        signal = self.n**0.5 * (U * Vh.mT).sum(-2)  # ⟨u_i, Y v_i⟩
-        a = torch.minimum((signal / self.N).clamp(min=0), limit)
-        bound = (a * signal - self.N / 2 * a.square()).sum(-1)
-        if self.d < self.K:
-            rest = self.n**0.5 * torch.eye(self.K).to(means) - self.N * (U * a[:, None, :]) @ Vh
-            bound = bound + torch.linalg.svdvals(rest)[:, self.d :].square().sum(-1) / (2 * self.N)
-        return torch.where(finite, bound, torch.nan)
+        self._check(params)
+        Y = self._labels(params.W)
+        residual = torch.baddbmm(Y, params.W, params.H, beta=-1)
+        return dual_bound(residual, Y, self.d, self.lambda_W, self.lambda_H, self.lambda_b)
 
     def minimum(self) -> SquaredLossMinimum:
-        r"""Return the global minimum, decided by :math:`q = K\sqrt{n \lambda_W \lambda_H}`.
+        r"""Return the global minimum, for equal classes decided by :math:`q = K\sqrt{n \lambda_W \lambda_H}`.
 
-        With r = min(K, d) and t = max(1 − q, 0),
+        With :math:`\varphi(t; q) = (1-t)^2/2 + q t`, least at :math:`t = (1 - q)_+`, and for every d:
 
-        .. math:: \min f = \frac rK \left(\frac{(1-t)^2}{2} + q t\right) + \left(1 - \frac rK\right) \frac12,
-            \qquad s_i(H) = \sqrt{\sqrt{\lambda_W/\lambda_H}\, \sqrt n\, t} \quad (i \le r)
+        - equal classes, no bias: :math:`\frac rK \varphi(t; q) + \frac{K-r}{2K}` with r = min(K, d);
+        - equal classes, a bias with :math:`\gamma = \lambda_b/(1+\lambda_b)`, 0 where it is free:
+          :math:`\frac{r}{K} \varphi(t; q) + \frac{K-1-r}{2K} + \frac{\gamma}{K} \varphi(t_0; q/\gamma)` with
+          r = min(K−1, d) and :math:`t_0 = (1 - q/\gamma)_+` if d ≥ K, else 0;
+          :math:`b = (1-t_0) / (K(1+\lambda_b))`;
+        - counts, no bias: :math:`\sum_k \frac{n_k}{N} \varphi(t_k; q_k)`, :math:`q_k = N\sqrt{\lambda_W
+          \lambda_H / n_k}`, with t = 0 for all but the d largest classes;
+        - counts, a free bias: the same with the K − 1 singular values of the centred labels,
+          :math:`\mathrm{diag}(\sqrt{n_k})(I - uu^\top)` where :math:`u_k = \sqrt{n_k/N}`, in place of
+          :math:`\sqrt{n_k}`; :math:`b_k = n_k / N`.
 
-        For q < 1 this is q − q²/2 where d ≥ K; from q = 1 on zero is the only minimiser.
+        A scale t of a direction in which the labels have the singular value s gives H the singular value
+        :math:`(\sqrt{\lambda_W/\lambda_H}\, s t)^{1/2}`. Without a bias ``nonnegative`` changes nothing, for
+        one of the minimisers is an orthogonal frame along the axes.
 
         Raises:
-            NoClosedForm: a lambda is zero: then the infimum is not attained, or leaves H undetermined.
+            NoClosedForm: a decay of W or H is zero: then the infimum is not attained, or leaves H
+                undetermined; unequal classes have a bias that is penalised; or H is non-negative and there is
+                a bias.
 
-        Source: Tirer and Bruna (2022), Theorem 3.1; d < K by the same argument with a rank constraint.
+        Source: Tirer and Bruna (2022), Theorem 3.1, without bias and d ≥ K; Dang et al. (2023) for counts;
+        the bias and small d by the same argument, with duality.
 
         >>> SquaredLossUFM(6, 4, 4, 5e-3, 5e-3).minimum().loss
         tensor(0.2055, dtype=torch.float64)
+        >>> SquaredLossUFM(4, 5, 8, 0.01, 0.005, bias=0.02).minimum().bias.round(decimals=4)
+        tensor([0.2451, 0.2451, 0.2451, 0.2451], dtype=torch.float64)
         """
-        lambda_W = torch.as_tensor(self.lambda_W, dtype=DTYPE)
-        lambda_H = torch.as_tensor(self.lambda_H, dtype=DTYPE, device=lambda_W.device)
-        if bool(((lambda_W == 0) | (lambda_H == 0)).any()):
-            raise NoClosedForm("with a lambda of 0 the infimum is not attained, or leaves H undetermined")
-        q = self.K * (self.n * lambda_W * lambda_H).sqrt()
-        t = torch.where(q < 1, 1 - q, 0.0)
-        fitted = min(self.K, self.d) / self.K
-        loss = fitted * ((1 - t).square() / 2 + q * t) + (1 - fitted) / 2
-        value = ((lambda_W / lambda_H).sqrt() * self.n**0.5 * t).sqrt()
-        singular_values = value[..., None].expand(*value.shape, min(self.K, self.d)).clone()
-        return SquaredLossMinimum(loss, singular_values, None, q >= 1, t, q)
+        if self.nonnegative and self.lambda_b is not None:
+            raise NoClosedForm("with a bias and non-negative features no formula is known")
+        decays = (self.lambda_W, self.lambda_H, self.lambda_b)
+        return closed_form(self.sizes, self.d, *decays, equal=self._equal)
 
-    def _residual(self, params: UFMParams) -> Tensor:
+    def minimiser(self, seed: int | None = None) -> UFMParams:
+        """Return parameters that attain :meth:`minimum`; B = 1 where no decay has a batch.
+
+        Args:
+            seed: turns the features at random (where they are constrained, it permutes their entries); None
+                puts the directions of the labels along the first axes.
+
+        Raises:
+            NoClosedForm: as :meth:`minimum`.
+
+        >>> model = SquaredLossUFM(4, 5, 3, 5e-3, 5e-3, bias="free")
+        >>> bool(abs(model.value(model.minimiser()) - model.minimum().loss) < 1e-14)
+        True
+        """
+        minimum = self.minimum()
+        axes = torch.eye(self.d, dtype=DTYPE)
+        if seed is not None and self.nonnegative:
+            axes = axes[torch.randperm(self.d, generator=torch.Generator().manual_seed(seed))]
+        elif seed is not None:
+            axes = haar_orthogonal(self.d, seed)
+        return attain(minimum, axes, self.sizes, self.lambda_W, self.lambda_H, equal=self._equal)
+
+    @property
+    def _equal(self) -> bool:
+        """Whether the formulas of equal classes apply; without bias, counts have scales of their own."""
+        return self.counts is None or (self.lambda_b is not None and len(set(self.sizes)) == 1)
+
+    def _labels(self, like: Tensor) -> Tensor:
+        return class_labels(self.sizes, like.dtype, like.device)
+
+    def _check(self, params: UFMParams) -> None:
         W, H, b = params
-        if b is not None or W.shape[1:] != (self.K, self.d) or H.shape != (len(W), self.d, self.N):
+        fits = W.shape[1:] == (self.K, self.d) and H.shape == (len(W), self.d, self.N)
+        if not fits or (b is None) != (self.lambda_b is None) or (b is not None and b.shape != W.shape[:2]):
             raise ValueError(
-                f"params must be W (B, {self.K}, {self.d}), H (B, {self.d}, {self.N}) and no bias, "
+                f"params must be W (B, {self.K}, {self.d}), H (B, {self.d}, {self.N}) and "
+                f"{'no bias' if self.lambda_b is None else f'b (B, {self.K})'}, "
                 f"got {[None if x is None else list(x.shape) for x in params]}"
             )
         if self._batch not in (None, len(W)):
             raise ValueError(f"params must hold {self._batch} runs, one for each lambda, got {len(W)}")
-        return torch.baddbmm(labels(self.K, self.n, W.dtype, W.device), W, H, beta=-1)
+
+    def _residual(self, params: UFMParams) -> Tensor:
+        self._check(params)
+        W, H, b = params
+        residual = torch.baddbmm(self._labels(W), W, H, beta=-1)
+        return residual if b is None else residual.add_(b[..., None])
 
     def _value(self, params: UFMParams, residual: Tensor) -> Tensor:
-        fit = square_norm(residual) / self.N
-        decay_W = over_runs(self.lambda_W, fit) * square_norm(params.W)
-        return (fit + decay_W + over_runs(self.lambda_H, fit) * square_norm(params.H)) / 2
+        value = square_norm(residual) / self.N
+        value = value + over_runs(self.lambda_W, value) * square_norm(params.W)
+        value = value + over_runs(self.lambda_H, value) * square_norm(params.H)
+        if params.b is not None and self.lambda_b is not None:
+            value = value + over_runs(self.lambda_b, value) * params.b.square().sum(-1)
+        return value / 2
 
     def _gradient(self, params: UFMParams, residual: Tensor) -> UFMParams:
-        W, H, _ = params
+        W, H, b = params
         return UFMParams(
             decayed(W, self.lambda_W, residual, H.mT, 1 / self.N),
             decayed(H, self.lambda_H, W.mT, residual, 1 / self.N),
+            None if b is None else self._bias_gradient(b, residual),
         )
+
+    def _bias_gradient(self, b: Tensor, residual: Tensor) -> Tensor:
+        decay = 0.0 if self.lambda_b is None else over_runs(self.lambda_b, b)
+        return residual.mean(-1) + decay * b
+
+
+def _nonnegative(params: UFMParams) -> UFMParams:
+    return params._replace(H=params.H.clamp(min=0))

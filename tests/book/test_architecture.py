@@ -15,7 +15,7 @@ FLOORS = (
     ("runtime", "frames", "losses", "protocol"),
     ("statistics", "metrics"),
     ("ufm", "dufm", "memorization_dilation", "ridge_asymptotics", "rainbow"),
-    ("landscape", "solvers"),
+    ("solvers", "landscape"),
     ("datasets", "networks", "trainers"),
     ("experiments",),
 )
