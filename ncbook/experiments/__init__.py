@@ -5,6 +5,7 @@ chapters draw it beside the quick one.
 """
 
 from ncbook.experiments import ablation as ablation
+from ncbook.experiments import heads as heads
 from ncbook.experiments import threshold as threshold
 from ncbook.experiments._record import BrokenFile, Record, read_record
 from ncbook.experiments._recorded import how_to_record, recorded

@@ -88,8 +88,8 @@ def escape_direction(problem: Problem, params: Any, *, rank_tol: float = 1e-6) -
     Args:
         problem: as in :func:`certificate`.
         params: its parameters, (W (B, K, d), H (B, d, N), b), with b or without.
-        rank_tol: how small ‖Wa‖ must be against the largest singular value of W, and ‖Hᵀa‖ against that of
-            H; a matrix that is zero passes.
+        rank_tol: how small ‖Wa‖ must be against the larger of ‖W‖₂ and ‖ΔW‖, and ‖Hᵀa‖ against that of
+            ‖H‖₂ and ‖ΔH‖, so that matrices pass which are zero up to rounding.
 
     Raises:
         ValueError: as in :func:`certificate`, or there is no vector a: the features use all d dimensions.
@@ -107,8 +107,8 @@ def escape_direction(problem: Problem, params: Any, *, rank_tol: float = 1e-6) -
     require_params(params)
     decay_W, decay_H = _decays(problem, params.W)
     sigma, u, v = _steepest(problem, params)
-    a = _unused_direction(params.W, params.H, rank_tol)
     balance = (decay_H / decay_W) ** 0.25 * torch.ones_like(sigma)
+    a = _unused_direction(params.W, params.H, balance, rank_tol)
     changes = {
         "W": balance[:, None, None] * u[:, :, None] * a[:, None, :],
         "H": -a[:, :, None] * v[:, None, :] / balance[:, None, None],
@@ -120,8 +120,8 @@ def escape_direction(problem: Problem, params: Any, *, rank_tol: float = 1e-6) -
 
 
 def _decays(problem: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-    if optional_method(problem, "project") is not None:
-        raise ValueError("problem must be unconstrained: the certificate does not hold under a projection")
+    if optional_method(problem, "project") is not None or getattr(problem, "classifier", None) is not None:
+        raise ValueError("problem must be unconstrained, both W and H free: otherwise nothing is certified")
     numbers = []
     for name in ("lambda_W", "lambda_H"):
         if getattr(problem, name, None) is None:
@@ -143,12 +143,14 @@ def _steepest(problem: Any, params: Any) -> tuple[Tensor, Tensor, Tensor]:
     return s[:, 0], U[:, :, 0], Vh[:, 0]
 
 
-def _unused_direction(W: Tensor, H: Tensor, rank_tol: float) -> Tensor:
+def _unused_direction(W: Tensor, H: Tensor, balance: Tensor, rank_tol: float) -> Tensor:
     """A unit vector (B, d) that W and Hᵀ both send to zero: the last of their common singular vectors."""
     if not (math.isfinite(rank_tol) and rank_tol > 0):
         raise ValueError(f"rank_tol must be a positive number, got {rank_tol!r}")
-    largest = [torch.linalg.matrix_norm(x, ord=2) for x in (W, H)]
-    units = [torch.where(s > 0, s, 1.0)[:, None, None] for s in largest]
+    units = [
+        torch.maximum(torch.linalg.matrix_norm(x, ord=2), step)[:, None, None]
+        for x, step in ((W, balance), (H, 1 / balance))
+    ]
     d = W.shape[2]
     stacked = torch.cat([W / units[0], H.mT / units[1], W.new_zeros(len(W), d, d)], 1)
     _, s, Vh = torch.linalg.svd(stacked, full_matrices=False)

@@ -62,11 +62,7 @@ def closed_form(
     Raises:
         NoClosedForm: a decay of W or H is zero, or unequal classes have a bias that costs something.
     """
-    given = [lambda_W, lambda_H, 0.0 if lambda_b is None else lambda_b]
-    device = next((x.device for x in given if isinstance(x, Tensor)), None)
-    decays = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=DTYPE, device=device) for x in given))
-    if bool(((decays[0] == 0) | (decays[1] == 0)).any()):
-        raise NoClosedForm("with a lambda of 0 the infimum is not attained, or leaves H undetermined")
+    decays = _common_decays(lambda_W, lambda_H, 0.0 if lambda_b is None else lambda_b)
     if equal:
         return _equal_classes(len(sizes), sizes[0], d, *decays, has_bias=lambda_b is not None)
     if lambda_b is not None and bool((decays[2] > 0).any()):
@@ -75,6 +71,49 @@ def closed_form(
             "singular vectors, and no formula is known"
         )
     return _unequal_classes(sizes, d, decays[0], decays[1], free_bias=lambda_b is not None)
+
+
+def nonnegative_form(K: int, n: int, lambda_W: RunNumber, lambda_H: RunNumber) -> SquaredLossMinimum:
+    """Return the global minimum with H ≥ 0, a free bias and d ≥ K: features of disjoint supports.
+
+    A non-negative vector x has ‖x − mean‖² ≤ (K−1)/K ‖x‖², which stands for the operator norm in the dual.
+    """
+    decay_W, decay_H = _common_decays(lambda_W, lambda_H)
+    q = K * (n * decay_W * decay_H).sqrt()
+    share = (K - 1) / K
+    t = torch.where(q < share**0.5, 1 - q / share**0.5, 0.0) if K > 1 else torch.zeros_like(q)
+    loss = share * (1 - t).square() / 2 + share**0.5 * q * t
+    features = (_factor(decay_W, decay_H)[..., 0] * n**0.5 * share**0.5 * t).sqrt()
+    bias = torch.full((*q.shape, K), 1 / K, dtype=DTYPE, device=q.device)
+    spread = features[..., None].expand(*q.shape, K).clone()
+    return SquaredLossMinimum(loss, spread, bias, t == 0, t, q, torch.zeros_like(q))
+
+
+def attain_nonnegative(
+    minimum: SquaredLossMinimum,
+    axes: Tensor,
+    sizes: tuple[int, ...],
+    lambda_W: RunNumber,
+    lambda_H: RunNumber,
+) -> UFMParams:
+    """Return parameters that attain :func:`nonnegative_form`, class k along column k of axes."""
+    K, n = len(sizes), sizes[0]
+    lengths = torch.atleast_2d(minimum.singular_values_H)[:, :1, None]  # √n times that of a feature
+    axes = axes[:, :K].to(lengths)
+    ratio = torch.as_tensor(lambda_H, dtype=DTYPE) / torch.as_tensor(lambda_W, dtype=DTYPE)
+    ratio = ratio.to(lengths).expand(len(lengths))[:, None, None].sqrt()
+    centred = (torch.eye(K, dtype=DTYPE) - 1 / K).to(lengths) @ axes.mT * (K / max(K - 1, 1)) ** 0.5
+    H = (lengths / n**0.5 * axes).repeat_interleave(n, 2)
+    return UFMParams(ratio * lengths * centred, H, torch.atleast_2d(torch.as_tensor(minimum.bias)))
+
+
+def _common_decays(*given: RunNumber) -> tuple[Tensor, ...]:
+    """The decays as tensors of one shape on one device; those of W and H, the first two, must be positive."""
+    device = next((x.device for x in given if isinstance(x, Tensor)), None)
+    decays = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=DTYPE, device=device) for x in given))
+    if bool(((decays[0] == 0) | (decays[1] == 0)).any()):
+        raise NoClosedForm("with a lambda of 0 the infimum is not attained, or leaves H undetermined")
+    return tuple(decays)
 
 
 def _equal_classes(

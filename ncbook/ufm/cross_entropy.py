@@ -190,8 +190,12 @@ class CrossEntropyUFM:
         G = self._residual(self.logits(params).softmax(-2))
         share, held = weight / self.N, self.classifier is not None
         if into.b is not None and b is not None and self.lambda_b is not None:
-            slope = G.sum(-1).div_(self.N).add_(over_runs(self.lambda_b, b) * b)
-            into.b.mul_(keep).add_(slope, alpha=weight)
+            decay = weight * over_runs(self.lambda_b, b)
+            if into.b is b:
+                b.mul_(keep + decay)
+            else:
+                add_multiple(into.b.mul_(keep), b, decay)
+            into.b.add_(G.sum(-1), alpha=share)
         if into.H is H:
             old = W if held else decayed(W, keep + weight * self.lambda_W, G, H.mT, share)
             add_product(H, keep + weight * over_runs(self.lambda_H, H), W.mT, G, share)

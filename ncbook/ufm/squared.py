@@ -25,7 +25,14 @@ from ncbook.protocol import (
 )
 from ncbook.runtime import DTYPE
 from ncbook.ufm._algebra import add_multiple, add_product, class_labels, decayed, square_norm
-from ncbook.ufm._squared_theory import SquaredLossMinimum, attain, closed_form, dual_bound
+from ncbook.ufm._squared_theory import (
+    SquaredLossMinimum,
+    attain,
+    attain_nonnegative,
+    closed_form,
+    dual_bound,
+    nonnegative_form,
+)
 
 __all__ = ["SquaredLossMinimum", "SquaredLossUFM"]
 
@@ -258,16 +265,20 @@ class SquaredLossUFM:
           \lambda_H / n_k}`, with t = 0 for all but the d largest classes;
         - counts, a free bias: the same with the K − 1 singular values of the centred labels,
           :math:`\mathrm{diag}(\sqrt{n_k})(I - uu^\top)` where :math:`u_k = \sqrt{n_k/N}`, in place of
-          :math:`\sqrt{n_k}`; :math:`b_k = n_k / N`.
+          :math:`\sqrt{n_k}`; :math:`b_k = n_k / N`;
+        - equal classes, a free bias, ``nonnegative`` and d ≥ K: :math:`\frac{K-1}{K} \varphi(t; \hat q)` with
+          :math:`\hat q = q \sqrt{K/(K-1)}` and :math:`t = (1 - \hat q)_+`: orthogonal features again.
 
         A scale t of a direction in which the labels have the singular value s gives H the singular value
-        :math:`(\sqrt{\lambda_W/\lambda_H}\, s t)^{1/2}`. Without a bias ``nonnegative`` changes nothing, for
-        one of the minimisers is an orthogonal frame along the axes.
+        :math:`(\sqrt{\lambda_W/\lambda_H}\, s t)^{1/2}` (in the last case with a factor
+        :math:`\sqrt{(K-1)/K}` under the root, and for K = 2 only the sum of the squares is determined).
+        Without a bias ``nonnegative`` changes nothing, for one of the minimisers is an orthogonal frame along
+        the axes.
 
         Raises:
             NoClosedForm: a decay of W or H is zero: then the infimum is not attained, or leaves H
-                undetermined; unequal classes have a bias that is penalised; or H is non-negative and there is
-                a bias.
+                undetermined; unequal classes have a bias that is penalised; or H is non-negative and the bias
+                is penalised, the classes are unequal, or d < K.
 
         Source: Tirer and Bruna (2022), Theorem 3.1, without bias and d ≥ K; Dang et al. (2023) for counts;
         the bias and small d by the same argument, with duality.
@@ -277,9 +288,15 @@ class SquaredLossUFM:
         >>> SquaredLossUFM(4, 5, 8, 0.01, 0.005, bias=0.02).minimum().bias.round(decimals=4)
         tensor([0.2451, 0.2451, 0.2451, 0.2451], dtype=torch.float64)
         """
-        if self.nonnegative and self.lambda_b is not None:
-            raise NoClosedForm("with a bias and non-negative features no formula is known")
         decays = (self.lambda_W, self.lambda_H, self.lambda_b)
+        if self.nonnegative and self.lambda_b is not None:
+            free = not bool(torch.as_tensor(self.lambda_b).any())
+            if not (free and self._equal and self.d >= self.K):
+                raise NoClosedForm(
+                    "with a bias and non-negative features a formula is known for a free bias, equal classes "
+                    f"and d ≥ K only, got bias = {self.bias!r}, sizes = {self.sizes}, d = {self.d}"
+                )
+            return nonnegative_form(self.K, self.sizes[0], self.lambda_W, self.lambda_H)
         return closed_form(self.sizes, self.d, *decays, equal=self._equal)
 
     def minimiser(self, seed: int | None = None) -> UFMParams:
@@ -302,7 +319,10 @@ class SquaredLossUFM:
             axes = axes[torch.randperm(self.d, generator=torch.Generator().manual_seed(seed))]
         elif seed is not None:
             axes = haar_orthogonal(self.d, seed)
-        return attain(minimum, axes, self.sizes, self.lambda_W, self.lambda_H, equal=self._equal)
+        arguments = (minimum, axes, self.sizes, self.lambda_W, self.lambda_H)
+        if self.nonnegative and self.lambda_b is not None:
+            return attain_nonnegative(*arguments)
+        return attain(*arguments, equal=self._equal)
 
     @property
     def _equal(self) -> bool:

@@ -167,7 +167,7 @@ def test_the_constructed_minimiser_is_stationary_and_certified(
         assert bool((params.H >= 0).all())
         gradient = gradient._replace(H=params.H - (params.H - gradient.H).clamp(min=0))
     assert max(float(x.abs().max()) for x in tensors(gradient)) < 1e-14 * max(1, minimum.norm_H2**0.5)
-    # the bound is of first order there: off by rounding, some units of it in a difference of logarithms
+    # off by rounding only, some units of it in a difference of logarithms
     assert float(model.lower_bound(params)) == pytest.approx(float(value), abs=1e-13)
     if K > 1:
         P = model.logits(params).softmax(-2)[0, :, 0]

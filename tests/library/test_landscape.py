@@ -25,7 +25,7 @@ from ncbook.landscape import (
 from ncbook.protocol import UFMParams
 from ncbook.runtime import generator
 from ncbook.solvers import minimise
-from ncbook.ufm import SquaredLossUFM
+from ncbook.ufm import CrossEntropyUFM, SquaredLossUFM
 
 DOUBLE = torch.float64
 
@@ -274,6 +274,17 @@ def test_the_saddles_in_closed_form(numbers, lambda_b, r, f, norm_W2, ratio, low
     assert float(count.smallest_other) > 1e-4
 
 
+@pytest.mark.parametrize("lambda_b", [None, 0.0, 0.2])
+def test_the_problem_of_the_library_is_seen_alike(lambda_b):
+    """By its own product and by differentiating the objective of the tests."""
+    model = CrossEntropyUFM(4, 5, 5, 5e-3, 2e-3, bias=lambda_b)
+    plain = Softmax(4, 5, 5, 5e-3, 2e-3, lambda_b)
+    params = model.init(2, generator(0))
+    torch.testing.assert_close(certificate(model, params), certificate(plain, params), rtol=1e-12, atol=0)
+    mine, theirs = hessian_spectrum(model, params), hessian_spectrum(plain, params)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
 @given(st.lists(st.floats(-5, 5), min_size=3, max_size=40), st.integers(0, 10**6))
 @settings(deadline=None, max_examples=30)
 def test_known_spectra_dense_and_iterated(values, seed):
@@ -363,6 +374,8 @@ def test_the_certificate_takes_one_number_for_each_run():
 
 def test_the_escape_needs_a_free_dimension():
     model = CertifiedSquares(4, 2, 3, 0.01, 0.01)
+    nearly_zero = model.init(1, generator(0), scale=1e-9)  # an origin as descents leave it
+    assert float(escape_direction(model, nearly_zero).curvature) < 0
     with pytest.raises(ValueError, match="unused, runs \\[0, 1\\] use all"):
         escape_direction(model, model.init(2, generator(0)))
     wide = CertifiedSquares(2, 2, 7, 0.1, 0.1)  # K + N = 6 vectors cannot use seven dimensions
@@ -524,6 +537,9 @@ def test_problems_that_offer_too_little():
         certificate(Nothing(), GOOD)
     with pytest.raises(ValueError, match="must be unconstrained"):
         certificate(Constrained(2, 1, 2, 0.1, 0.1), GOOD)
+    held = CrossEntropyUFM(2, 1, 2, 0.1, 0.1, bias=None, classifier=torch.eye(2))
+    with pytest.raises(ValueError, match="must be unconstrained, both W and H free"):
+        certificate(held, GOOD)
     with pytest.raises(ValueError, match="a value that autograd can differentiate"):
         hessian_spectrum(Detached(), GOOD)
     with pytest.raises(ValueError, match="must be symmetric"):

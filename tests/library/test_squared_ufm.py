@@ -271,6 +271,28 @@ def test_projection_and_constraint():
     assert float(found.loss.min()) > float(unconstrained) + 1e-3  # a simplex cannot be non-negative
 
 
+@pytest.mark.parametrize("K", [1, 2, 3, 5])
+def test_nonnegative_features_with_a_free_bias(K):
+    """An orthogonal frame and centred weights; the threshold moves to √((K−1)/K)."""
+    edge = math.sqrt((K - 1) / K)
+    for share in (0.2, 0.97, 1.03) if K > 1 else (1.0,):
+        decay = max(share * edge, 0.1) / K / math.sqrt(2)
+        model = SquaredLossUFM(K, 2, K + 2, decay, decay, "free", nonnegative=True)
+        minimum, params = model.minimum(), model.minimiser(5)
+        assert bool(minimum.trivial) == (K == 1 or share > 1)
+        value, gradient = model.value_and_grad(params)
+        assert float(value) == pytest.approx(float(minimum.loss), abs=1e-14)
+        assert float(params.H.min()) >= 0
+        # stationary under the constraint: no slope in W or b, none below zero in H
+        assert max(float(x.abs().max()) for x in (gradient.W, gradient.b)) < 1e-14
+        assert float(gradient.H.min()) > -1e-14
+        # some starts are caught by a class whose features have vanished; the best is not
+        found = minimise(model, batch=12, seed=K)
+        assert float(found.loss.min()) == pytest.approx(float(minimum.loss), abs=1e-9)
+        assert bool((found.loss > minimum.loss - 1e-12).all())
+        assert float(model.lower_bound(params)) <= float(value) + 1e-14
+
+
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
@@ -309,7 +331,8 @@ def test_wrong_parameters_are_refused():
     ("arguments", "word"),
     [
         ({"n": None, "counts": (3, 1, 2), "bias": 0.1}, "unequal classes"),
-        ({"n": 2, "bias": "free", "nonnegative": True}, "non-negative"),
+        ({"n": 2, "bias": 0.1, "nonnegative": True}, "non-negative"),
+        ({"n": 2, "d": 2, "bias": "free", "nonnegative": True}, "d ≥ K"),
         ({"n": 2, "lambda_H": 0.0, "bias": "free"}, "lambda of 0"),
     ],
 )
