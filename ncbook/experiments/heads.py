@@ -38,7 +38,7 @@ PENALTIES: dict[str, dict[str, float]] = {
     "features": {"decay": 5e-3, "feature_decay": 5e-3},
     "weights": {"decay": 3e-3, "feature_decay": 0.0},
 }
-"""What is penalised: the features (nλ_H is given, the body is free) and the head, or all weights alike."""
+"""What is penalised: head and features (``feature_decay`` is nλ_H, the body is free), or all weights."""
 
 LAYERS = ("features.layer1", "features.layer2", "features.layer3", "head.W1", "head.W2:input")
 """What is measured along a run; the third puts out H_1, the fourth W_1H_1, the last is what enters W_2."""
