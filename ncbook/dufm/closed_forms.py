@@ -1,4 +1,4 @@
-"""What theory says of the deep models with squared loss: the linear minimum and the collapse construction.
+"""What theory says of the deep models: the minimum for squared loss, and the collapse construction.
 
 Everything here decouples into K scalar problems, the *modes*: mode j has a target √n_j, a weight in the loss,
 an effective decay q_j and an output scale t_j, and all factors share its direction.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from ncbook.dufm.margin import margin, margin_phi
 from ncbook.dufm.params import DeepUFMParams
 from ncbook.dufm.scalar import output_scale, phi, threshold
 from ncbook.protocol import NoClosedForm
@@ -64,7 +65,8 @@ class Collapse(NamedTuple):
     loss: Tensor
     """The value of the objective there."""
     scale: Tensor
-    """The output scale t, Z = tY; one for each class, last axis, in a model with ``counts``."""
+    """The output scale t, Z = tY (one for each class, last axis, in a model with ``counts``); with
+    cross-entropy the margin m, Z = m(I − J/K) ⊗ 1ᵀ."""
     params: DeepUFMParams
     """The construction itself, B = 1 where all lambdas are numbers."""
     ranks: Tensor
@@ -107,10 +109,12 @@ def minimum(model: DeepUFM) -> LinearMinimum:
     With two weight matrices and ReLU between them, without bias and with balanced classes, the same number is
     returned as the value of the collapse: always attained (an upper bound), and the global minimum by the
     theorem of Tirer and Bruna, under its assumption on the nuclear norms before and after the activation.
+    With one or two classes it is returned for every depth: for two it is the global minimum by the theorem of
+    Súkeník, Mondelli and Lampert, for one because the ReLU of a column is no longer than the column.
 
     Raises:
         NoClosedForm: the loss is cross-entropy, a lambda is 0, a bias meets unequal classes, or ReLU acts in
-            any case but the one above.
+            any case but those above.
 
     Source: Tirer and Bruna (2022), L = 2; Dang et al. (2023), linear layers; the decay of the bias: this book
     (for L = 1 the model is convex in Z; for every L it is proved in the chapter on linear layers).
@@ -140,17 +144,23 @@ def minimum(model: DeepUFM) -> LinearMinimum:
 
 
 def collapse(model: DeepUFM) -> Collapse:
-    r"""Return the deep neural collapse of a model with squared loss and no bias, with or without ReLU.
+    r"""Return deep neural collapse with the best scale.
 
-    At every level the class means are orthogonal and not negative, all factors balanced: ReLU does nothing to
-    them, and the value is that of the linear model, :math:`\varphi_L(t; q)` (with counts
-    :math:`\sum_k (n_k/N)\, \varphi_L(t_k; q_k)`). For a linear model it is the global minimum. With ReLU it
-    is an upper bound, and from some depth and number of classes on not the minimum.
+    *Squared loss*, no bias, with or without ReLU: at every level the class means are orthogonal and not
+    negative, all factors balanced. ReLU does nothing to them, and the value is that of the linear model,
+    :math:`\varphi_L(t; q)` (with counts :math:`\sum_k (n_k/N)\, \varphi_L(t_k; q_k)`). For a linear model it
+    is the global minimum. With ReLU it is an upper bound, and from some depth and number of classes on not
+    the minimum.
+
+    *Cross-entropy*, linear layers, equal classes, any bias: the class means are a simplex at every
+    level, the bias is zero, and the value is :func:`ncbook.dufm.margin.margin_phi` at the best margin. It is
+    a critical point; from some depth and number of classes on it is not the minimum.
 
     Raises:
-        NoClosedForm: the loss is cross-entropy, the model has a bias, a width is below K, or a lambda is 0.
+        NoClosedForm: a width is below K (cross-entropy: K − 1), a lambda is 0, squared loss meets a bias, or
+            cross-entropy meets ReLU or unequal classes.
 
-    Source: Súkeník et al. (2023, 2024); Dang et al. (2023).
+    Source: Súkeník et al. (2023, 2024); Dang et al. (2023); for cross-entropy Garrod and Keating (2025).
 
     >>> from ncbook.dufm import DeepUFM
     >>> model = DeepUFM(K=3, n=2, L=4, width=5, lambdas=4e-3)
@@ -158,14 +168,13 @@ def collapse(model: DeepUFM) -> Collapse:
     >>> float((model.value(found.params) - found.loss).abs()) < 1e-15
     True
     """
+    if model.loss == "ce":
+        return _collapse_of_cross_entropy(model)
     if model.decay_b is not None:
         raise NoClosedForm(
             "collapse with orthogonal frames is a solution of the model without bias; this model has one"
         )
-    if min(model.widths) < model.K:
-        raise NoClosedForm(
-            f"collapse needs a width of at least K = {model.K} at every level, got {model.widths}"
-        )
+    _require_width(model, model.K)
     modes = _modes(model)
     alive = (modes.t > 0).sum(-1)
     ranks = alive[..., None].expand(*alive.shape, model.L + 1).clone()
@@ -174,8 +183,44 @@ def collapse(model: DeepUFM) -> Collapse:
     return Collapse(loss, t, _params(model, modes, None), ranks, alive == 0, q)
 
 
+def _collapse_of_cross_entropy(model: DeepUFM) -> Collapse:
+    if model.relu and model.L > 1:
+        raise NoClosedForm("with ReLU and cross-entropy the balanced scales of a collapse are not known")
+    if model.counts is not None:
+        raise NoClosedForm("with cross-entropy and unequal classes no closed form is known")
+    _require_width(model, model.K - 1)
+    root = _root(model)
+    q = model.K * (model.sizes[0] ** (1 / (model.L + 1))) * root
+    m = margin(q, model.K, model.L, model.smoothing)
+    loss = margin_phi(m, q, model.K, model.L, model.smoothing)
+    basis, centred = _centred_basis(model.K), torch.arange(model.K - 1)
+    t = torch.cat([m[..., None].expand(*m.shape, model.K - 1), torch.zeros_like(m)[..., None]], -1)
+    sizes = torch.tensor(model.sizes, dtype=DTYPE)
+    modes = _Modes(basis, sizes.sqrt(), sizes / model.N, q, t, centred, root.expand_as(m))
+    bias = None if model.decay_b is None else torch.zeros_like(m)
+    ranks = ((m > 0) * (model.K - 1))[..., None].expand(*m.shape, model.L + 1).clone()
+    return Collapse(loss, m, _params(model, modes, bias), ranks, m == 0, q)
+
+
+def _require_width(model: DeepUFM, least: int) -> None:
+    if min(model.widths) < least:
+        number = "K" if least == model.K else "K − 1"
+        raise NoClosedForm(
+            f"collapse needs a width of at least {number} = {least} at every level, got {model.widths}"
+        )
+
+
+def _root(model: DeepUFM) -> Tensor:
+    """The geometric mean of all decays, shape (…,)."""
+    decays = torch.broadcast_tensors(*(torch.as_tensor(decay, dtype=DTYPE) for decay in model.decays))
+    product = torch.stack(decays, -1).prod(-1)
+    if bool((product == 0).any()):
+        raise NoClosedForm("with a lambda of 0 the infimum is not attained, or leaves a factor undetermined")
+    return product ** (1 / (model.L + 1))
+
+
 def _refuse_relu(model: DeepUFM) -> None:
-    if model.L > 2:
+    if model.L > 2 and model.K > 2:
         raise NoClosedForm(
             "with ReLU and three or more weight matrices the minimum is not known in general; collapse() "
             "gives the value of the collapse, an upper bound"
@@ -192,11 +237,7 @@ def _modes(model: DeepUFM) -> _Modes:
         raise NoClosedForm("this closed form is that of the squared loss, the model has cross-entropy")
     if model.decay_b is not None and model.counts is not None:
         raise NoClosedForm("no closed form is known for a bias together with unequal classes")
-    decays = torch.broadcast_tensors(*(torch.as_tensor(decay, dtype=DTYPE) for decay in model.decays))
-    product = torch.stack(decays, -1).prod(-1)
-    if bool((product == 0).any()):
-        raise NoClosedForm("with a lambda of 0 the infimum is not attained, or leaves a factor undetermined")
-    root = product ** (1 / (model.L + 1))
+    root = _root(model)
     sizes = torch.tensor(model.sizes, dtype=DTYPE, device=root.device)
     weight = sizes / model.N
     q = (sizes ** (1 / (model.L + 1)) / weight) * root[..., None]

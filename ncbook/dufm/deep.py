@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ncbook import losses
 from ncbook.dufm.closed_forms import Collapse, LinearMinimum, collapse, minimum
+from ncbook.dufm.graphs import graph_solution
 from ncbook.dufm.params import DeepUFMParams
 from ncbook.protocol import (
     RunNumber,
@@ -156,7 +157,9 @@ class DeepUFM:
     def grad(self, params: DeepUFMParams) -> DeepUFMParams:
         r"""Return the gradient, by the chain rule from the logits down.
 
-        With X_1 = H_1, X_ℓ = σ(H_ℓ) and the errors Δ_{L+1} = ∇g(Z), Δ_ℓ = (W_ℓᵀ Δ_{ℓ+1}) ∘ σ'(H_ℓ),
+        With :math:`X_1 = H_1`, :math:`X_\ell = \sigma(H_\ell)` and the errors
+        :math:`\Delta_{L+1} = \nabla g(Z)`,
+        :math:`\Delta_\ell = (W_\ell^\top \Delta_{\ell+1}) \circ \sigma'(H_\ell)`,
 
         .. math:: \nabla_{W_\ell} f = \Delta_{\ell+1} X_\ell^\top + \lambda_\ell W_\ell, \qquad
             \nabla_{H_1} f = W_1^\top \Delta_2 + \lambda_H H_1, \qquad
@@ -269,6 +272,15 @@ class DeepUFM:
             NoClosedForm: the model has none, or none that is known; the message says why.
         """
         return collapse(self)
+
+    def graph_solution(self, r: int | None = None) -> Collapse:
+        """Return the graph solution with the best scale: see :func:`ncbook.dufm.graphs.graph_solution`.
+
+        Raises:
+            NoClosedForm: the model has none; the message says why.
+            ValueError: r is no integer of at least 4 with r(r−1)/2 ≤ K.
+        """
+        return graph_solution(self, r)
 
     def _shapes(self) -> Iterator[tuple[int, int]]:
         return ((rows, columns) for columns, rows in pairwise((*self.widths, self.K)))

@@ -16,7 +16,7 @@ from torch import Tensor
 from ncbook.protocol import require_count
 from ncbook.runtime import DTYPE, as_tensor
 
-__all__ = ["existence_limit", "larger_root", "output_scale", "phi", "threshold"]
+__all__ = ["existence_limit", "larger_root", "output_scale", "phi", "product_price", "threshold"]
 
 _NEWTON_STEPS = 80  # near the fold an error is halved at each step at first: 26 steps to half of the digits
 
@@ -57,6 +57,40 @@ def threshold(L: int) -> float:
     """
     L = require_count(L, "L")
     return ((L - 1) / L) ** ((L - 1) / (L + 1)) / L
+
+
+def product_price(matrix: Any, decays: Any) -> Tensor:
+    r"""Return the least penalty of m factors whose product is a given matrix, a Schatten quasi-norm.
+
+    .. math:: \min_{F_m \cdots F_1 = A} \sum_j \frac{\lambda_j}{2} \|F_j\|_F^2
+        = \frac m2 (\lambda_1 \cdots \lambda_m)^{1/m} \sum_i s_i(A)^{2/m}
+
+    It is attained where all inner dimensions are at least the rank of A. The more factors, the closer the
+    sum comes to the rank.
+
+    Args:
+        matrix: A, or a batch of them, shape (…, rows, columns).
+        decays: the m decays, not negative, shape (m,).
+
+    Returns:
+        A float64 tensor of shape (…).
+
+    Raises:
+        ValueError: ``matrix`` has fewer than two axes, ``decays`` is empty, has not one axis or a negative
+            number, or a number is not finite.
+
+    Source: the variational form of the nuclear norm for m = 2; for every m the chapter on linear layers.
+
+    >>> product_price([[4.0, 0.0], [0.0, 1.0]], [0.1, 0.1])
+    tensor(0.5000, dtype=torch.float64)
+    """
+    A, decays = as_tensor(matrix, "matrix", DTYPE), _not_negative(decays, "decays")
+    if A.dim() < 2:
+        raise ValueError(f"matrix must have the shape (…, rows, columns), got {list(A.shape)}")
+    if decays.dim() != 1 or not len(decays):
+        raise ValueError(f"decays must be a row of at least one number, got the shape {list(decays.shape)}")
+    m = len(decays)
+    return m / 2 * decays.prod() ** (1 / m) * (torch.linalg.svdvals(A) ** (2 / m)).sum(-1)
 
 
 def existence_limit(L: int) -> float:
