@@ -28,7 +28,8 @@ COLAB = (
     "pillow",
     "ipykernel",
 )
-PAGES = ("book/welcome", "book/collapse/03_frames")
+RECORDED = "book/squared_loss/10_relu"  # reads a recorded run, which comes with the library
+PAGES = ("book/welcome", "book/collapse/03_frames", RECORDED)
 
 
 def closure(names: tuple[str, ...]) -> set[str]:
