@@ -69,14 +69,15 @@ def test_every_image_has_alternative_text(visit, name):
 @pytest.mark.parametrize("view", ["desktop-light", "phone-dark"])
 @pytest.mark.parametrize("name", [page.name for page in CHAPTERS])
 def test_sliders_move_without_a_kernel(visit, name, view):
-    """Each slider has eight frames or more, another picture for each, and its number in the alt text."""
+    """Each slider has four frames or more (a depth, a number of classes), another picture for each, and its
+    number in the alt text."""
     seen = visit(name, **VIEWS[view])
     sliders = seen.page.locator("figure:has(input[type=range])")
     for index in range(sliders.count()):
         figure = sliders.nth(index)
         control = figure.locator("input[type=range]")
         last = int(control.get_attribute("max"))
-        assert last >= 7
+        assert last >= 3
         box = control.bounding_box()
         assert box is not None
         assert box["height"] >= 24, "too small to touch"
