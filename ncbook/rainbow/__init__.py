@@ -1,0 +1,1 @@
+"""Deep structured random features: coefficients, covariances, exact kernels, sampling, collapsed features."""
