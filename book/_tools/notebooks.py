@@ -7,6 +7,7 @@ depend on the sources alone, so that a test can tell when a notebook is stale.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import re
 import sys
@@ -298,7 +299,7 @@ def _names(entry) -> str:
 def _unescape(name: str) -> str:
     from latexcodec import codec  # noqa: F401 - registers the codec
 
-    return name.encode("utf-8").decode("ulatex") if "\\" in name else name
+    return codecs.decode(name, "ulatex") if "\\" in name else name
 
 
 def _citation(keys: str, narrative: bool) -> str:
