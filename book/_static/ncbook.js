@@ -19,3 +19,25 @@ document.addEventListener("DOMContentLoaded", () => {
     for (const item of list.querySelectorAll("[role=doc-biblioentry]")) item.removeAttribute("role");
   }
 });
+
+// A formula in a sentence that is wider than its column gets a line of its own and scrolls there. Looked at
+// again whenever the article changes its size: after typesetting, after a turn of the phone, when a fold opens.
+document.addEventListener("DOMContentLoaded", () => {
+  const article = document.querySelector("article");
+  if (!article) return;
+  const setWideFormulas = () => {
+    const formulas = [...article.querySelectorAll('mjx-container:not([display="true"])')];
+    for (const formula of formulas) formula.classList.remove("wide-formula");
+    const wide = formulas.filter((formula) => {
+      const column = formula.closest("p, li, dd, td, th, div");
+      const drawn = formula.firstElementChild;
+      return drawn && drawn.getBoundingClientRect().width > column.clientWidth + 1;
+    });
+    for (const formula of wide) formula.classList.add("wide-formula");
+  };
+  let waiting = 0;
+  new ResizeObserver(() => {
+    cancelAnimationFrame(waiting);
+    waiting = requestAnimationFrame(setWideFormulas);
+  }).observe(article);
+});

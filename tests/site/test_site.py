@@ -19,6 +19,15 @@ VIEWS = {
     "phone-dark": {"width": 390, "height": 844, "scheme": "dark"},
 }
 AXE = (NODE / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+CUT_FORMULAS = """async () => {
+  for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+  const cut = (formula) => {
+    const column = formula.closest("p, li, dd, td, th, div");
+    return formula.firstElementChild.getBoundingClientRect().width > column.clientWidth + 1
+      && getComputedStyle(formula).overflowX !== "auto";
+  };
+  return [...document.querySelectorAll("article mjx-container")].filter(cut).map((one) => one.textContent);
+}"""
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -36,6 +45,7 @@ def test_page_is_quiet_and_fits(visit, name, view):
     typeset = seen.page.evaluate("document.querySelectorAll('mjx-container').length")
     assert typeset >= raw
     assert seen.page.evaluate("document.querySelectorAll('mjx-merror, .merror').length") == 0
+    assert seen.page.evaluate(CUT_FORMULAS) == []
 
 
 @pytest.mark.parametrize("view", ["desktop-light", "phone-dark"])
