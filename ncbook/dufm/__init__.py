@@ -6,6 +6,7 @@ from ncbook.dufm.graphs import graph_constant, graph_vertices, structure_constan
 from ncbook.dufm.layers import DeepLayers, deep_layers
 from ncbook.dufm.margin import margin, margin_phi, margin_threshold
 from ncbook.dufm.models import ExtendedUFM, LinearUFM
+from ncbook.dufm.pairs import block_margin, block_phi
 from ncbook.dufm.params import DeepUFMParams
 from ncbook.dufm.phases import KINDS, Phases, classify, phase_diagram
 from ncbook.dufm.scalar import existence_limit, larger_root, output_scale, phi, product_price, threshold
@@ -20,6 +21,8 @@ __all__ = [
     "LinearMinimum",
     "LinearUFM",
     "Phases",
+    "block_margin",
+    "block_phi",
     "classify",
     "deep_layers",
     "existence_limit",

@@ -16,6 +16,7 @@ from torch import Tensor
 from ncbook import losses
 from ncbook.dufm.closed_forms import Collapse, LinearMinimum, collapse, minimum
 from ncbook.dufm.graphs import graph_solution
+from ncbook.dufm.pairs import pair_solution
 from ncbook.dufm.params import DeepUFMParams
 from ncbook.protocol import (
     RunNumber,
@@ -281,6 +282,14 @@ class DeepUFM:
             ValueError: r is no integer of at least 4 with r(r−1)/2 ≤ K.
         """
         return graph_solution(self, r)
+
+    def pair_solution(self) -> Collapse:
+        """Return the pair solution with the best scale: see :func:`ncbook.dufm.pairs.pair_solution`.
+
+        Raises:
+            NoClosedForm: the model has none; the message says why.
+        """
+        return pair_solution(self)
 
     def _shapes(self) -> Iterator[tuple[int, int]]:
         return ((rows, columns) for columns, rows in pairwise((*self.widths, self.K)))

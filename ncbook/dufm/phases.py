@@ -62,6 +62,29 @@ class Phases(NamedTuple):
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         return (self.kind == KINDS.index(kind)).to(DTYPE).mean(-1)
 
+    def mean_ranks(self, *kinds: str) -> Tensor:
+        """Return the mean ranks of the converged runs of some kinds, shape (…, D); NaN where there are none.
+
+        Args:
+            kinds: names in :data:`KINDS`, all of them if none is given.
+
+        Raises:
+            ValueError: there is no such kind.
+
+        >>> from ncbook.solvers import minimise
+        >>> found = phase_diagram(minimise, K=2, L=3, width=[6, 8], decay=5e-3, runs=5, steps=400)
+        >>> found.mean_ranks("collapsed").tolist(), found.mean_ranks("low-rank").isnan().all().item()
+        ([[2.0, 2.0], [2.0, 2.0]], True)
+        """
+        counted = torch.zeros_like(self.converged)
+        for kind in kinds or KINDS:
+            if kind not in KINDS:
+                raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+            counted |= self.kind == KINDS.index(kind)
+        weight = (counted & self.converged).to(DTYPE)[..., None]
+        means = (weight * self.ranks).sum(-2) / weight.sum(-2)
+        return torch.where((self.ranks >= 0).any(-2), means, torch.nan)
+
     @property
     def unconverged(self) -> Tensor:
         """The share of the runs that have not converged, shape (…)."""

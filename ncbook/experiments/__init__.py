@@ -5,6 +5,8 @@ chapters draw it beside the quick one.
 """
 
 from ncbook.experiments import ablation as ablation
+from ncbook.experiments import deep_heads as deep_heads
+from ncbook.experiments import deep_phases as deep_phases
 from ncbook.experiments import heads as heads
 from ncbook.experiments import threshold as threshold
 from ncbook.experiments._record import BrokenFile, Record, read_record

@@ -26,6 +26,8 @@ RANK_TOL = 1e-12
 
 _NEGATIVE_TOL = 1e-10  # the most that rounding pushes an eigenvalue below zero, as a share of the largest one
 _NEWTON_STEPS = 60  # far more than any problem has needed: the count is measured in the tests
+_RELATIVE_STEP = 1e-9  # of a quadratically convergent method: the step after it is below rounding
+_ROUNDING = 4 * torch.finfo(DTYPE).eps
 _BLOCK = 2_000_000  # numbers in one array of points by eigenvalues: 16 MB
 
 
@@ -102,7 +104,7 @@ def solve_effective_ridge(eigenvalues: Any, ridge: Any, n: Any, *, rank_tol: flo
             float that 1/κ overflows.
 
     >>> solve_effective_ridge([2.0, 1.0], [0.0, 1.0], 3).kappa
-    tensor([0.0000, 0.5616], dtype=torch.float64)
+    tensor([0.0000, 0.6180], dtype=torch.float64)
     """
     omega = require_eigenvalues(eigenvalues)
     Lam, samples = require_points(ridge, n)
@@ -199,21 +201,25 @@ def _solve(omega: Tensor, Lam: Tensor, n: Tensor) -> tuple[Tensor, int]:
     Lam, n = Lam[open_points], n[open_points]
     u = _start(omega, Lam, n)
     for step in range(1, _NEWTON_STEPS + 1):
-        value, slope = _newton_terms(omega, Lam, n, u)
+        value, slope, noise = _newton_terms(omega, Lam, n, u)
         change = -value / slope
         u = u + change
-        if bool((change <= 1e-14 * u).all()):  # the climb is over where a step no longer goes up
+        if bool(((value >= -noise) | (change <= _RELATIVE_STEP * u)).all()):
             kappa[open_points] = 1 / u
             return kappa, step
     raise ArithmeticError(f"Newton's method for the effective ridge took more than {_NEWTON_STEPS} steps")
 
 
-def _newton_terms(omega: Tensor, Lam: Tensor, n: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """F(u) and F'(u). From n > r/2 on, r − Σ 1/(1+ωu) stands for the sum: close to n = r its terms cancel n."""
+def _newton_terms(omega: Tensor, Lam: Tensor, n: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """F(u), F'(u), and what rounding may leave of F. From n > r/2 on, r − Σ 1/(1+ωu) stands for the sum:
+    near n = r, where 1/κ is large, nothing of the size of n has to cancel then."""
     rank = len(omega)
     left = 1 / (1 + omega * u[:, None])  # the share of each direction that is not spent
-    spent = torch.where(2 * n > rank, (rank - n) - left.sum(-1), (omega * (u[:, None] * left)).sum(-1) - n)
-    return Lam * u + spent, Lam + (omega * left.square()).sum(-1)
+    spent, unspent = (omega * (u[:, None] * left)).sum(-1), left.sum(-1)
+    complement = 2 * n > rank
+    fit = torch.where(complement, (rank - n) - unspent, spent - n)
+    size = torch.where(complement, (rank - n).abs() + unspent, spent + n) + Lam * u
+    return Lam * u + fit, Lam + (omega * left.square()).sum(-1), _ROUNDING * size
 
 
 def _start(omega: Tensor, Lam: Tensor, n: Tensor) -> Tensor:

@@ -11,17 +11,22 @@ from ncbook import runtime
 from ncbook.datasets import Dataset
 from ncbook.trainers._checkpoint import BrokenCheckpoint, CheckpointMismatch
 from ncbook.trainers._config import TrainConfig
+from ncbook.trainers._ensemble import DivergedRuns, Ensemble, EnsembleHistory, train_ensemble
 from ncbook.trainers._history import History, epochs_to_record, record_epochs
 from ncbook.trainers._run import NonFiniteLoss, Probe, Run
 
 __all__ = [
     "BrokenCheckpoint",
     "CheckpointMismatch",
+    "DivergedRuns",
+    "Ensemble",
+    "EnsembleHistory",
     "History",
     "NonFiniteLoss",
     "TrainConfig",
     "record_epochs",
     "train",
+    "train_ensemble",
 ]
 
 
