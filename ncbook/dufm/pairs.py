@@ -52,7 +52,7 @@ def block_phi(m: Any, q: Any, K: int, s: int, L: int, smoothing: Any = 0.0) -> T
     Source: Garrod and Keating (2025) for s = 2 and s = K; blocks of any size: this book.
 
     >>> block_phi([0.0, 10.0], 0.02, K=4, s=2, L=2)
-    tensor([1.3863, 0.0830], dtype=torch.float64)
+    tensor([1.3863, 0.0831], dtype=torch.float64)
     """
     K, s, L, alpha = _counts(K, s, L, smoothing)
     m, q = _not_negative(m, "m"), _not_negative(q, "q")
@@ -87,7 +87,7 @@ def block_margin(q: Any, K: int, s: int, L: int, smoothing: Any = 0.0) -> Tensor
     Source: this book.
 
     >>> block_margin([0.01, 0.1, 2.0], K=4, s=2, L=2)
-    tensor([12.5951,  7.6060,  0.0000], dtype=torch.float64)
+    tensor([12.2634,  7.2608,  0.0000], dtype=torch.float64)
     """
     K, s, L, alpha = _counts(K, s, L, smoothing)
     q = as_tensor(q, "q", DTYPE)

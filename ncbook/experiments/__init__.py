@@ -7,7 +7,9 @@ chapters draw it beside the quick one.
 from ncbook.experiments import ablation as ablation
 from ncbook.experiments import deep_heads as deep_heads
 from ncbook.experiments import deep_phases as deep_phases
+from ncbook.experiments import deep_search as deep_search
 from ncbook.experiments import heads as heads
+from ncbook.experiments import noisy_labels as noisy_labels
 from ncbook.experiments import threshold as threshold
 from ncbook.experiments._record import BrokenFile, Record, read_record
 from ncbook.experiments._recorded import how_to_record, recorded

@@ -1,4 +1,4 @@
-"""Deep heads on real images: the loss, the ranks and the collapse of a head of four matrices under the model's penalty."""
+"""Deep heads on real images: loss, ranks and collapse, level by level, under the penalty of the model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _RANK_TOL = 1e-2  # as in the phase diagrams: finer tolerances count the tails o
 _BODY_LR, _HEAD_LR = 2e-3, 1e-2
 _SMALL = {
     "names": ["digits", "fashion-mnist"],
-    "per_class": 20,
+    "per_class": 15,
     "widths": [16, 48],
-    "body": 96,
-    "steps": 1000,
+    "body": 64,
+    "steps": 800,
     "decay": 4e-3,
     "seeds": 3,
 }
-_LARGE = _SMALL | {"per_class": 40, "widths": [12, 16, 32, 64], "body": 256, "steps": 4000}
+_LARGE = _SMALL | {"per_class": 30, "widths": [16, 48, 128], "body": 192, "steps": 2500}
 
 
 class DeepHeads(NamedTuple):
@@ -202,7 +202,7 @@ def _data_note(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 @experiment(
     "deep-heads",
-    "Networks with a head of four matrices under the deep model's penalty: loss, ranks and collapse by level.",
+    "Networks with a head of four matrices under the deep model's penalty: loss, ranks, collapse.",
     quick=_SMALL,
     full=_LARGE,
     data=_data_note,

@@ -8,22 +8,23 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ncbook import datasets, networks
 from ncbook.datasets import Dataset
 from ncbook.experiments._registry import Pieces, experiment
-from ncbook.memorization_dilation import measure_memorization
+from ncbook.memorization_dilation.measured import measure_memorization
 from ncbook.networks import Network
 from ncbook.trainers import Ensemble, TrainConfig, train_ensemble
 
 __all__ = [
     "LOSSES",
+    "MEASURED",
     "SETTINGS",
     "Case",
     "Setting",
     "load_noisy",
+    "measure_all",
     "measure_case",
     "noisy_labels",
     "train_cases",
@@ -38,7 +39,7 @@ LOSSES: dict[str, dict[str, Any]] = {
 """The losses: cross-entropy without and with label smoothing, and the squared loss."""
 
 MEASURED = ("accuracy", "memorised", "displacement", "relative_displacement", "distance", "dilation", "nc1")
-"""What is recorded of every network, besides its ``floor_gap``."""
+"""What is recorded of every network, in the names of ``MeasuredMemorization``."""
 
 
 class Setting(NamedTuple):
@@ -63,7 +64,7 @@ SETTINGS: dict[str, Setting] = {
     "digits": Setting("digits", 120, None, 64, 2, 32, 25, 100),
     "digits, long": Setting("digits", 120, None, 128, 3, 32, 60, 100),
     "fashion": Setting("fashion-mnist", 200, 200, 128, 2, 32, 12, 100),
-    "fashion, large": Setting("fashion-mnist", 500, 200, 256, 2, 32, 15, 128),
+    "fashion, large": Setting("fashion-mnist", 500, 200, 128, 2, 32, 12, 100),
 }
 """Short training, in which few of the wrong labels are memorised, and long training, in which most are."""
 
@@ -257,25 +258,31 @@ def _study(setting: Setting, noises: Sequence[float], seed: int) -> dict[str, di
     cases = [Case(loss, noise, seed) for loss in LOSSES for noise in noises]
     nets, train, test, _ = train_cases(setting, cases)
     found = measure_all(nets, train, test)
-    numbers = {
-        loss: {number: [row[number] for case, row in zip(cases, found, strict=True) if case.loss == loss]
-               for number in MEASURED}
+    return {
+        loss: {
+            number: [row[number] for case, row in zip(cases, found, strict=True) if case.loss == loss]
+            for number in MEASURED
+        }
         for loss in LOSSES
     }
-    return numbers
 
 
 def measure_all(
-    nets: Sequence[Network], train: Sequence[Dataset], test: Dataset
+    nets: Ensemble | Sequence[Network], train: Sequence[Dataset], test: Dataset
 ) -> list[dict[str, float | None]]:
-    """Measure all networks of :func:`train_cases`, :func:`measure_case` for each."""
-    return measure_ensemble(Ensemble(nets), train, test)
+    """Measure all networks of :func:`train_cases`, :func:`measure_case` for each.
 
+    Args:
+        nets: the networks, or the ensemble that a probe is given.
+        train: their training sets, all with the same images.
+        test: the test set.
 
-def measure_ensemble(
-    ensemble: Ensemble, train: Sequence[Dataset], test: Dataset
-) -> list[dict[str, float | None]]:
-    """Measure all networks of an ensemble, as a probe along the training does."""
+    >>> tiny = SETTINGS["digits"]._replace(per_class=10, width=8, epochs=2)
+    >>> nets, train, test, _ = train_cases(tiny, [Case("CE", 0.1, 0), Case("squared", 0.1, 0)])
+    >>> len(measure_all(nets, train, test))
+    2
+    """
+    ensemble = nets if isinstance(nets, Ensemble) else Ensemble(nets)
     on_train, on_test = ensemble.outputs(train[0].images), ensemble.outputs(test.images)
     return [
         measure_case(data, test, (on_train[0][i], on_train[1][i]), (on_test[0][i], on_test[1][i]))

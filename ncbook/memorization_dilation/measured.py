@@ -184,9 +184,9 @@ def class_distance(means: Any) -> float:
 
 
 def displacement(features: Any, labels: Any, true_labels: Any, means: Any) -> float:
-    r"""Return how far noisy samples lie from their look-alikes, :math:`\frac1N\sum_{i\ noisy}\|h_i-\mu_{t(i)}\|`.
+    r"""Return how far noisy samples lie from their look-alikes, summed and divided by all N samples.
 
-    Times N it is the sum that Nguyen et al. call memorization; over the noise rate it is a mean distance.
+    With t(i) the true class, this is :math:`\frac1N\sum_{i\ noisy}\|h_i-\mu_{t(i)}\|`. Times N it is the sum that Nguyen et al. call memorization; over the noise rate it is a mean distance.
 
     Args:
         features: of the training set, rows (N, d).

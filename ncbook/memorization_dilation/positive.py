@@ -3,8 +3,7 @@
 The problem itself, its gradient, its minimum and its lower bound are
 :class:`ncbook.ufm.CrossEntropyUFM` with ``nonnegative=True``, and ``solvers.minimise`` solves it under its
 constraint. Here lives what positivity adds: the straight line of the confidence and where it ends, the
-two-class frame on which the memorization-dilation model is built, the certificate of a global minimum, and
-the local minima in which a whole class has died.
+certificate of a global minimum, and the local minima in which whole classes have died.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 from math import log
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,14 +22,12 @@ from ncbook.runtime import DTYPE, as_tensor, generator
 from ncbook.ufm import CrossEntropyMinimum, CrossEntropyUFM
 
 __all__ = [
-    "TwoClassFrame",
     "confidence",
     "dead_class_loss",
     "dead_class_minimiser",
     "largest_smoothing",
     "nonnegative_norm",
     "positive_decay",
-    "two_class_frame",
 ]
 
 _MOST_COLUMNS = 12  # of a non-negative norm: 4095 faces of the orthant, a second
@@ -98,69 +95,6 @@ def largest_smoothing(decay: Any) -> Tensor:
     tensor([0.7500, 0.0000], dtype=torch.float64)
     """
     return (1 - _decay(decay, "decay")).clamp(min=0)
-
-
-class TwoClassFrame(NamedTuple):
-    """The minimum for K = 2 and one sample a class, in the plane of the two features.
-
-    >>> two_class_frame(0.0, 5e-3, 5e-3).features.round(decimals=6)
-    tensor([[1.8699, 0.0000],
-            [0.0000, 1.8699]], dtype=torch.float64)
-    """
-
-    confidence: Tensor
-    """The probability p of the own class; shape (…), that of the broadcast arguments, as all that follow."""
-    margin: Tensor
-    """The margin m = log(p/(1−p)), written z in the source."""
-    length: Tensor
-    """The length ‖μ_1‖ = ‖μ_2‖ of the features."""
-    distance: Tensor
-    """D = ‖μ_1 − μ_2‖ = √2 · length."""
-    pull: Tensor
-    """‖w_1 − w_2‖, so that pull · distance = 2 margin."""
-    features: Tensor
-    """The features as columns, length · I, shape (…, 2, 2)."""
-    classifier: Tensor
-    """The rows ±(pull/2)(1, −1)/√2, shape (…, 2, 2)."""
-    trivial: Tensor
-    """Whether W = H = 0 is the minimiser."""
-
-
-def two_class_frame(smoothing: Any, lambda_W: Any, lambda_H: Any) -> TwoClassFrame:
-    r"""Return the geometry of the positive minimum for two classes with one sample each.
-
-    .. math:: p = 1 - \frac\alpha2 - \sqrt{2 \lambda_W \lambda_H}, \quad m = \log\frac{p}{1-p}, \quad
-        D^2 = m \sqrt{2 \lambda_W / \lambda_H}, \quad \|w_1 - w_2\|^2 = 2 m \sqrt{2 \lambda_H / \lambda_W}
-
-    Args:
-        smoothing: the label smoothing α in [0, 1], a number or an array.
-        lambda_W: the decay of the classifier, positive; it broadcasts.
-        lambda_H: the decay of the features, positive; it broadcasts.
-
-    Raises:
-        ValueError: the smoothing is not in [0, 1], or a decay is not positive.
-
-    Source: this book.
-
-    >>> frame = two_class_frame([0.0, 0.1], 5e-3, 5e-3)
-    >>> frame.distance
-    tensor([2.6444, 1.9916], dtype=torch.float64)
-    """
-    decays = [_decay(lambda_W, "lambda_W"), _decay(lambda_H, "lambda_H")]
-    for decay, name in zip(decays, ("lambda_W", "lambda_H"), strict=True):
-        if bool((decay == 0).any()):
-            raise ValueError(f"{name} must be positive, got {decay.min().item():g}")
-    alpha, W, H = torch.broadcast_tensors(_smoothing(smoothing), *decays)
-    q = positive_decay(2, 1, W, H)
-    p = confidence(2, alpha, q)
-    trivial = alpha + q >= 1
-    margin = torch.where(trivial, 0.0, (p / (1 - p)).log())
-    distance = (margin * (2 * W / H).sqrt()).sqrt()
-    pull = (2 * margin * (2 * H / W).sqrt()).sqrt()
-    length = distance / 2**0.5
-    features = length[..., None, None] * torch.eye(2, dtype=DTYPE)
-    rows = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=DTYPE) / 8**0.5
-    return TwoClassFrame(p, margin, length, distance, pull, features, pull[..., None, None] * rows, trivial)
 
 
 def nonnegative_norm(A: Any) -> Tensor:

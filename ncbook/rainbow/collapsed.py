@@ -93,7 +93,7 @@ def collapsed_ridge(K: int, p: int, n: Any, ridge: Any, beta: Any, w: Any) -> Co
     _require_sizes(K, p)
     n, ridge, beta, w = _broadcast(n=n, ridge=ridge, beta=beta, w=w)
     t = w / beta
-    _require_finite_risk(K, p, n, ridge, w)
+    _require_finite_risk(K, p, n, ridge, t)
     k = _relative_effective_ridge(K, p, n, ridge / beta, t)
     spike, bulk = (1 + t) / (1 + t + k), _ratio(t, t + k)
     df1 = (K - 1) * spike + (p - K + 1) * bulk
@@ -344,12 +344,12 @@ def _number(name: str, value: Any) -> float:
     return tensor.item()
 
 
-def _require_finite_risk(K: int, p: int, n: Tensor, ridge: Tensor, w: Tensor) -> None:
-    rank = torch.where(w > 0, float(p), float(K - 1))
-    if bool(((ridge == 0) & (n == rank)).any()):
-        raise ValueError(
-            "ridge must be positive where n equals the rank of the covariance: the risk is infinite"
-        )
+def _require_finite_risk(K: int, p: int, n: Tensor, ridge: Tensor, t: Tensor) -> None:
+    free = ridge == 0
+    if bool((free & (t > 0) & (t <= ridge_asymptotics.RANK_TOL * (1 + t))).any()):
+        raise ValueError("w must be zero, or more than rounding against beta, where ridge is zero")
+    if bool((free & (n == torch.where(t > 0, float(p), float(K - 1)))).any()):
+        raise ValueError("ridge must be positive where n is the rank of the covariance: the risk is infinite")
 
 
 def _require_covariances(between: Any, within: Any, K: Any) -> tuple[Tensor, Tensor]:

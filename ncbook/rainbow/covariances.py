@@ -41,7 +41,7 @@ Mode = Literal["mean", "neuron"]
 
 
 class LayerCoefficients(NamedTuple):
-    """The variance and the Hermite coefficients of one layer: floats in mode "mean", tensors (p,) in "neuron".
+    """Variance and Hermite coefficients of one layer: floats in mode "mean", tensors (p,) in "neuron".
 
     Fields: ``r`` pre-activation variance, ``k1`` mean slope, ``second_moment`` variance of the activation,
     ``kappa_star2`` its non-linear part.
@@ -144,8 +144,8 @@ def equivalent_linear_network(
     .. math:: \varphi(x) \simeq W_{\mathrm{eff}}\, x + C_{\mathrm{eff}}^{1/2} \xi, \qquad
         \Omega = W_{\mathrm{eff}} \Omega_0 W_{\mathrm{eff}}^\top + C_{\mathrm{eff}}
 
-    Every layer multiplies by :math:`k_1 W_\ell` and adds white noise of variance :math:`\kappa_*^2`, which the
-    later layers carry on.
+    Every layer multiplies by :math:`k_1 W_\ell` and adds white noise of variance :math:`\kappa_*^2`, which
+    the later layers carry on.
 
     Args:
         weights: W_1 (p_1, d), W_2 (p_2, p_1), …
@@ -214,11 +214,11 @@ def _with_teacher(
     cross: list[Any] = []
     for mine, theirs in zip_longest(student, teacher):
         if mine is not None:
-            Omega, own = _layer(*mine, Omega, mode)
+            Omega, own = _layer(mine[0], mine[1], Omega, mode)
             layers.append(own)
             Phi = mine[0] @ Phi
         if theirs is not None:
-            Psi, other = _layer(*theirs, Psi, mode)
+            Psi, other = _layer(theirs[0], theirs[1], Psi, mode)
             teacher_layers.append(other)
             Phi = Phi @ theirs[0].mT
         if mine is not None and theirs is not None:
@@ -288,7 +288,8 @@ def _network(
     chosen = [activations] * len(weights) if single else list(activations)
     if len(chosen) != len(weights):
         raise ValueError(
-            f"{activations_name} must be one for all or one for each of {len(weights)} layers, got {len(chosen)}"
+            f"{activations_name} must be one for all or one for each of the {len(weights)} layers, "
+            f"got {len(chosen)}"
         )
     layers = []
     for weight, activation in zip(weights, chosen, strict=True):

@@ -73,7 +73,7 @@ def arcsine_kernel(S: Any, activation: str = "erf") -> Tensor:
 
 
 def arc_cosine_kernel(S: Any) -> Tensor:
-    r"""Return the covariance of the ReLU, the arc-cosine kernel minus the product of the means (Cho and Saul).
+    r"""Return the covariance of the ReLU: the arc-cosine kernel of Cho and Saul minus the means' product.
 
     .. math:: \Omega_{ij} = \frac{\sqrt{S_{ii} S_{jj}}}{2\pi}
         \bigl(\sin t + (\pi - t) \cos t - 1\bigr), \qquad \cos t = \frac{S_{ij}}{\sqrt{S_{ii} S_{jj}}}
@@ -147,8 +147,6 @@ def slope(activation: str, r: Tensor) -> Tensor:
 
 
 def _arc_cosine(cosine: Tensor) -> Tensor:
-    # The two terms cancel for small cosines to first order in double precision only: no loss that matters,
-    # the linear term cosine / 4 dominates.
     angle = torch.acos(cosine)
     return (torch.sqrt((1 - cosine) * (1 + cosine)) + (math.pi - angle) * cosine - 1) / (2 * math.pi)
 

@@ -32,7 +32,8 @@ class DivergedRuns(RuntimeError):
 
     def __init__(self, epoch: int, runs: list[int]) -> None:
         super().__init__(
-            f"the training loss of the runs {runs} is not finite in epoch {epoch}: try a smaller learning rate"
+            f"the training loss of the runs {runs} is not finite in epoch {epoch}: "
+            "try a smaller learning rate"
         )
         self.epoch, self.runs = epoch, runs
 
@@ -44,7 +45,9 @@ class _Layer:
         self.linears, self.norms, self.relu = linears, norms, relu
         self.weight = torch.stack([linear.weight.detach() for linear in linears])
         biases = [linear.bias for linear in linears]
-        self.bias = torch.stack([bias.detach() for bias in biases])[:, :, None] if biases[0] is not None else None
+        self.bias = (
+            torch.stack([bias.detach() for bias in biases])[:, :, None] if biases[0] is not None else None
+        )
         self.gamma = self.beta = self.mean = self.variance = None
         if norms:
             self.gamma = torch.stack([norm.weight.detach() for norm in norms])
@@ -326,9 +329,7 @@ def steps_per_epoch(count: int, config: TrainConfig) -> int:
     return whole + (1 if rest and not config.drop_last else 0)
 
 
-def _check(
-    networks: Sequence[Network], datasets: Sequence[Dataset], configs: Sequence[TrainConfig]
-) -> None:
+def _check(networks: Sequence[Network], datasets: Sequence[Dataset], configs: Sequence[TrainConfig]) -> None:
     if not len(networks) == len(datasets) == len(configs) or not networks:
         raise ValueError(
             "networks, datasets and configs must be equally many, at least one, "
