@@ -72,7 +72,7 @@ class Phases(NamedTuple):
             ValueError: there is no such kind.
 
         >>> from ncbook.solvers import minimise
-        >>> found = phase_diagram(minimise, K=2, L=3, width=[6, 8], decay=5e-3, runs=5, steps=400)
+        >>> found = phase_diagram(minimise, K=2, L=3, width=[6, 8], decay=5e-3, runs=5, steps=900)
         >>> found.mean_ranks("collapsed").tolist(), found.mean_ranks("low-rank").isnan().all().item()
         ([[2.0, 2.0], [2.0, 2.0]], True)
         """

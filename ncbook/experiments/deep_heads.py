@@ -21,10 +21,10 @@ _RANK_TOL = 1e-2  # as in the phase diagrams: finer tolerances count the tails o
 _BODY_LR, _HEAD_LR = 2e-3, 1e-2
 _SMALL = {
     "names": ["digits", "fashion-mnist"],
-    "per_class": 15,
+    "per_class": 12,
     "widths": [16, 48],
     "body": 64,
-    "steps": 800,
+    "steps": 600,
     "decay": 4e-3,
     "seeds": 3,
 }

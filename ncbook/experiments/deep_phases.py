@@ -101,7 +101,7 @@ def _numbers(values: Tensor) -> Any:
 @experiment(
     "deep-phases",
     "Shares of collapsed, low-rank and zero runs of the deep model over depth, width, decay and start.",
-    quick={"diagrams": SMALL, "runs": 56, "steps": 1500, "lr": 0.05, "seeds": 1},
+    quick={"diagrams": SMALL, "runs": 56, "steps": 1200, "lr": 0.05, "seeds": 1},
     full={"diagrams": LARGE, "runs": 24, "steps": 2200, "lr": 0.04, "seeds": 1},
 )
 def deep_phases(

@@ -186,7 +186,8 @@ def class_distance(means: Any) -> float:
 def displacement(features: Any, labels: Any, true_labels: Any, means: Any) -> float:
     r"""Return how far noisy samples lie from their look-alikes, summed and divided by all N samples.
 
-    With t(i) the true class, this is :math:`\frac1N\sum_{i\ noisy}\|h_i-\mu_{t(i)}\|`. Times N it is the sum that Nguyen et al. call memorization; over the noise rate it is a mean distance.
+    With t(i) the true class, this is :math:`\frac1N\sum_{i\ noisy}\|h_i-\mu_{t(i)}\|`. Times N it is the sum
+    that Nguyen et al. call memorization; over the noise rate it is a mean distance.
 
     Args:
         features: of the training set, rows (N, d).
@@ -282,8 +283,8 @@ def radius(features: Any, labels: Any, means: Any) -> float:
     Raises:
         ValueError: shapes do not fit, or a label is no row of the means.
 
-    >>> radius([[3.0], [0.0]], [0, 1], [[0.0], [4.0]]) ** 2
-    12.5
+    >>> radius([[3.0], [1.0]], [0, 1], [[0.0], [4.0]])
+    3.0
     """
     rows, centres = _features(features, "features"), _features(means, "means")
     labels = _labels(labels, "labels", len(rows))

@@ -176,8 +176,8 @@ def least_squares_floor(between: Any, within: Any, K: int) -> Tensor:
     Source: this book.
 
     >>> simplex = torch.eye(3) - 1 / 3
-    >>> round(float(least_squares_floor(simplex, 0.5 * torch.eye(3), 3)), 10)
-    0.2222222222
+    >>> round(float(least_squares_floor(simplex, 0.5 * torch.eye(3), 3)), 6)
+    0.222222
     """
     between, within = _require_covariances(between, within, K)
     total = between + within
@@ -205,8 +205,8 @@ def population_nc1(between: Any, within: Any, K: int, *, rank_tol: float = 1e-10
         ValueError: an array is not square, the shapes differ, K is below 2, or Σ_B vanishes.
 
     >>> simplex = torch.eye(3) - 1 / 3
-    >>> round(float(population_nc1(simplex, 0.5 * torch.eye(3), 3)), 10)
-    0.3333333333
+    >>> round(float(population_nc1(simplex, 0.5 * torch.eye(3), 3)), 6)
+    0.333333
     """
     between, within = _require_covariances(between, within, K)
     eigenvalues, vectors = torch.linalg.eigh(between)
