@@ -245,17 +245,10 @@ class DeepUFM:
         decays = tuple(take_runs(decay, index) for decay in self.decays)
         smoothing = take_runs(self.smoothing, index)
         decay_b = None if self.decay_b is None else take_runs(self.decay_b, index)
-        values = {
-            "decays": decays,
-            "lambdas": decays,
-            "smoothing": smoothing,
-            "decay_b": decay_b,
-            "bias": decay_b,
-        }
+        values = {"decays": decays, "smoothing": smoothing, "decay_b": decay_b, "_batch": len(index)}
         some = copy.copy(self)
-        for name, value in values.items():
+        for name, value in (values | {"lambdas": decays, "bias": decay_b}).items():
             object.__setattr__(some, name, value)
-        object.__setattr__(some, "_batch", len(index))
         return some
 
     def minimum(self) -> LinearMinimum:

@@ -82,7 +82,7 @@ def limit_ratio(smoothing: Any, lambda_W: Any, lambda_H: Any) -> Tensor:
     Raises:
         ValueError: an argument is out of its range or the clean minimum is trivial.
 
-    Source: derived in this book; a limit of this kind is the claim of Nguyen et al. (2023).
+    Source: derived in this book; a comparison of this kind is the claim of Nguyen et al. (2023).
 
     >>> float(limit_ratio(0.1, 5e-3, 5e-3).round(decimals=6))
     0.753139

@@ -1,7 +1,7 @@
 """Memorization and dilation of real networks: what label noise does to features, in numbers.
 
-A training sample is *noisy* if its label differs from its true class, and has N_train samples around it, the
-fraction η of them noisy. In the letters of the memorization-dilation model its feature is pulled away from
+A training sample is *noisy* if its label differs from its true class; of the N_train training samples the
+fraction η is noisy. In the letters of the memorization-dilation model its feature is pulled away from
 where it looks to belong, the mean of unseen samples of its true class.
 """
 
@@ -51,8 +51,9 @@ class MeasuredMemorization:
     ``accuracy``               on the test set; None without test predictions
     =========================  ============================================================================
 
-    ``displacement`` is the left side of the model's constraint, η times a mean distance. Nguyen et al. call
-    its sum, N_train times as large, *memorization*, and take ``nc1`` of test features for the dilation;
+    ``displacement`` is the left side of the model's constraint, η times a mean distance. Nguyen et al., as
+    recalled here, call its sum, N_train times as large, *memorization*, and ``nc1`` of test features
+    *dilation*;
     ``nc1`` weighs the directions in which classes differ, ``dilation`` counts all alike.
 
     >>> MeasuredMemorization(0.1, 0.5, 0.2, 4.0, 0.05, 2.0, 0.5, 0.3, 0.9).dilation
@@ -97,9 +98,9 @@ def measure_memorization(
         ValueError: shapes do not fit, a label is no class, a number is not finite, a class has no test
             sample, or two test means coincide everywhere (D = 0).
 
-    Source: Nguyen, Levie, Lienen, Hüllermeier and Kutyniok (2023), with a mean over N_train in place of a
-    sum; their published code measures from training means: for that, call :func:`displacement` with means of
-    the training samples whose labels are right.
+    Source: Nguyen, Levie, Lienen, Hüllermeier and Kutyniok (2023) as recalled here, with a mean over N_train
+    in place of a sum; their published code measures from training means: for that, call
+    :func:`displacement` with means of the training samples whose labels are right.
 
     >>> found = measure_memorization(
     ...     [[3.0, 0.0], [0.0, 3.0], [3.0, 0.0]], [0, 1, 0], [0, 1, 1],
@@ -187,14 +188,14 @@ def displacement(features: Any, labels: Any, true_labels: Any, means: Any) -> fl
     r"""Return how far noisy samples lie from their look-alikes, summed and divided by all N samples.
 
     With t(i) the true class, this is :math:`\frac1N\sum_{i\ noisy}\|h_i-\mu_{t(i)}\|`. Times N it is the sum
-    that Nguyen et al. call memorization; over the noise rate it is a mean distance.
+    that Nguyen et al., as recalled here, call memorization; over the noise rate it is a mean distance.
 
     Args:
         features: of the training set, rows (N, d).
         labels: (N,), those trained on.
         true_labels: (N,), those before the noise.
-        means: rows (K, d): where look-alikes lie. Test means measure the paper's memorization; means of the
-            training samples with right labels that of its published code.
+        means: rows (K, d): where look-alikes lie. Test means, or, as in the code
+            published with that paper, means of the training samples with right labels.
 
     Raises:
         ValueError: shapes do not fit, or a label is no row of the means.

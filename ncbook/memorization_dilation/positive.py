@@ -47,7 +47,7 @@ def positive_decay(K: int, n: int, lambda_W: Any, lambda_H: Any) -> Tensor:
     Raises:
         ValueError: K < 2, n < 1, or a decay is negative or not finite.
 
-    Source: this book; the same number as the penalty of Nguyen et al. (2023).
+    Source: this book.
 
     >>> positive_decay(2, 1, 5e-3, 5e-3).round(decimals=6)
     tensor(0.0141, dtype=torch.float64)
@@ -170,10 +170,11 @@ def dead_class_loss(model: CrossEntropyUFM, dead: int) -> Tensor:
 def dead_class_minimiser(
     model: CrossEntropyUFM, dead: Sequence[int], *, units: int | None = None, seed: int = 0
 ) -> UFMParams:
-    """Return a point with the objective of :func:`dead_class_loss`: local minimum, but not the global one.
+    """Return a point with the objective of :func:`dead_class_loss`, with d ≥ K a bad local minimum.
 
     The other classes share the feature dimensions among themselves, each with random positive weights. Where
-    every dimension is used it is a local minimum; with a dimension left over there is a way down.
+    every dimension is used it is a local minimum, and not a global one if a class is dead and d ≥ K; with a
+    dimension left over there is a way down.
 
     Args:
         model: with ``nonnegative=True``, ``bias=None``, equal classes, and a minimum that is not trivial.

@@ -49,6 +49,7 @@ class _Layer:
             torch.stack([bias.detach() for bias in biases])[:, :, None] if biases[0] is not None else None
         )
         self.gamma = self.beta = self.mean = self.variance = None
+        self.momentum = _momentum(norms[0]) if norms else 0.0
         if norms:
             self.gamma = torch.stack([norm.weight.detach() for norm in norms])
             self.beta = torch.stack([norm.bias.detach() for norm in norms])
@@ -71,7 +72,7 @@ class _Layer:
                 self.gamma.flatten(),
                 self.beta.flatten(),
                 training=training,
-                momentum=self.norms[0].momentum or 0.0,
+                momentum=self.momentum,
                 eps=self.norms[0].eps,
             ).view_as(z)
         return z.relu() if self.relu else z
@@ -337,6 +338,8 @@ def _check(networks: Sequence[Network], datasets: Sequence[Dataset], configs: Se
         )
     if len({id(network) for network in networks}) < len(networks):
         raise ValueError("networks must be different objects, for each is trained in place")
+    if any(not parameter.requires_grad for network in networks for parameter in network.parameters()):
+        raise ValueError("networks must have no frozen parameters, for all of them are trained")
     first = datasets[0]
     for data in datasets[1:]:
         same = data.images is first.images or torch.equal(data.images, first.images)
@@ -353,7 +356,8 @@ def _check(networks: Sequence[Network], datasets: Sequence[Dataset], configs: Se
     if configs[0].precision == "bf16":
         raise ValueError("configs must have precision float32, float64 or auto, got 'bf16'")
     size = min(configs[0].batch_size or len(first), len(first))
-    if (len(first) % size == 1 or size == 1) and not configs[0].drop_last:
+    single = size == 1 or (len(first) % size == 1 and not configs[0].drop_last)
+    if single and any(isinstance(part, nn.BatchNorm1d) for part in networks[0].modules()):
         raise ValueError(f"batch_size {size} leaves a batch of one image, which BatchNorm cannot take")
 
 
@@ -370,6 +374,12 @@ def _parts(network: Network) -> list[tuple[nn.Linear, nn.BatchNorm1d | None, boo
             raise ValueError(f"networks must be perceptrons with ReLU and a linear head, got {kinds}")
         parts.append((linear, norm, bool(others)))
     return parts
+
+
+def _momentum(norm: nn.BatchNorm1d) -> float:
+    if norm.momentum is None:
+        raise ValueError("networks must have BatchNorm with a momentum, got the cumulative average (None)")
+    return norm.momentum
 
 
 def _buffer(norm: nn.BatchNorm1d, name: str) -> Tensor:

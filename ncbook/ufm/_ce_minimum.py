@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log
+from math import log, nan
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -58,7 +58,7 @@ def closed_form(model: CrossEntropyUFM) -> CrossEntropyMinimum:
     stretch = (K / (K - 1)) ** 0.5 if model.nonnegative and K > 1 else 1.0
     needed = K if model.nonnegative and K > 1 else K - 1
     trivial = (stretch * q >= 1 - alpha) | (K == 1)
-    if model.d < needed and not bool(trivial.all()):
+    if model.d < needed and not bool((trivial | _bias_serves(model)).all()):
         raise NoClosedForm(
             f"the minimum needs d of at least {needed} for K = {K}"
             f"{' and features that are not negative' if model.nonnegative else ''}, got d = {model.d}"
@@ -90,6 +90,8 @@ def closed_minimiser(model: CrossEntropyUFM, seed: int | None) -> UFMParams:
         W = model.classifier - model.classifier.mean(0)
         features = margin * (W / _spread(W)).mT
         W = model.classifier.expand(B, -1, -1).clone()
+    elif model.nonnegative and model.d < model.K:
+        W, features, b = _one_feature(norm_W2, 2 * norm_H2 / N, margin)
     elif model.nonnegative:
         frame = orthogonal_frame(model.K, model.d)
         rows = simplex_etf(model.K, model.d).mT
@@ -100,6 +102,13 @@ def closed_minimiser(model: CrossEntropyUFM, seed: int | None) -> UFMParams:
     return UFMParams(W, features.repeat_interleave(torch.tensor(model.sizes), dim=2), b)
 
 
+def _one_feature(norm_W2: Tensor, square: Tensor, margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Two classes in one dimension, (B, 1, 1) each: the second has no features, a free bias speaks for it."""
+    signs = margin.new_tensor([1.0, -1.0])
+    features = square.sqrt() * margin.new_tensor([1.0, 0.0])
+    return (norm_W2 / 2).sqrt() * signs[:, None], features, -margin[:, 0] / 2 * signs
+
+
 def _numbers(model: CrossEntropyUFM) -> list[Tensor]:
     """λ_W, λ_H and α, broadcast over all numbers given for each run."""
     bias = 0.0 if model.lambda_b is None else model.lambda_b
@@ -108,6 +117,12 @@ def _numbers(model: CrossEntropyUFM) -> list[Tensor]:
         for x in (model.lambda_W, model.lambda_H, model.smoothing, bias)
     ]
     return list(torch.broadcast_tensors(*numbers)[:3])
+
+
+def _bias_serves(model: CrossEntropyUFM) -> Tensor:
+    """Whether a free bias stands in for one of two orthogonal features, so that d = 1 is enough."""
+    free = torch.as_tensor(nan if model.lambda_b is None else model.lambda_b, device="cpu") == 0
+    return free & (model.nonnegative and model.K == 2)
 
 
 def _frequencies(model: CrossEntropyUFM, alpha: Tensor) -> Tensor:

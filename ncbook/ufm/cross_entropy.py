@@ -287,9 +287,9 @@ class CrossEntropyUFM:
             \|W\|_F^2 = (K-1) m \sqrt{n \lambda_H / \lambda_W} ;
 
         for q ≥ 1−α zero is the only minimiser (up to the bias), also where d < K−1. With H ≥ 0 and d ≥ K the
-        same holds with :math:`q \sqrt{K/(K-1)}` in place of q. With a classifier whose centred rows form a
-        simplex equiangular tight frame, m solves a convex scalar equation. For unequal classes the minimum is
-        returned where it is trivial.
+        same holds with :math:`q \sqrt{K/(K-1)}` in place of q; for K = 2 and a free bias d = 1 is enough.
+        With a classifier whose centred rows form a simplex equiangular tight frame, m solves a convex scalar
+        equation. For unequal classes the minimum is returned where it is trivial.
 
         Raises:
             NoClosedForm: no formula is known; the message says why.

@@ -456,6 +456,44 @@ def test_nonnegative_features_become_orthogonal():
     assert optional_method(signed, "project") is None
 
 
+@pytest.mark.parametrize(("n", "lambda_W", "lambda_H", "alpha"), [(3, 0.02, 0.02, 0.1), (1, 0.05, 2e-3, 0.0)])
+def test_two_nonnegative_classes_in_one_dimension_with_a_free_bias(n, lambda_W, lambda_H, alpha):
+    """The bias speaks for the class whose features are zero; without a free one d = 1 is too little."""
+    model, wide = (
+        CrossEntropyUFM(2, n, d, lambda_W, lambda_H, smoothing=alpha, nonnegative=True) for d in (1, 2)
+    )
+    minimum = model.minimum()
+    for x, y in zip(minimum, wide.minimum(), strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=0)
+    found = minimise(model, batch=6)
+    assert found.loss.tolist() == pytest.approx([float(minimum.loss)] * 6, abs=1e-12)
+    params = model.minimiser()
+    value, gradient = model.value_and_grad(params)
+    assert float(value) == pytest.approx(float(minimum.loss), abs=1e-14)
+    assert float(params.W.square().sum()) == pytest.approx(float(minimum.norm_W2), rel=1e-13)
+    assert float(params.H.square().sum()) == pytest.approx(float(minimum.norm_H2), rel=1e-13)
+    gradient = gradient._replace(H=params.H - (params.H - gradient.H).clamp(min=0))
+    assert max(float(x.abs().max()) for x in tensors(gradient)) < 1e-14
+    for bias in (None, 0.01):
+        held = CrossEntropyUFM(2, n, 1, lambda_W, lambda_H, bias=bias, smoothing=alpha, nonnegative=True)
+        with pytest.raises(NoClosedForm, match="d of at least 2"):
+            held.minimum()
+        assert float(minimise(held, batch=10).loss.min()) > float(minimum.loss) + 1e-5
+
+
+def test_two_nonnegative_classes_in_one_dimension_run_by_run():
+    numbers = {"lambda_W": [0.05, 2.0, 2.0], "lambda_H": [0.02, 2.0, 1.0], "smoothing": [0.1, 0.0, 0.2]}
+    model = CrossEntropyUFM(2, 2, 1, **numbers, bias=[0.0, 0.0, 0.3], nonnegative=True)
+    minimum, params = model.minimum(), model.minimiser()
+    assert minimum.trivial.tolist() == [False, True, True]
+    torch.testing.assert_close(model.value(params), minimum.loss, rtol=0, atol=1e-14)
+    mixed = CrossEntropyUFM(2, 2, 1, 0.05, 0.02, bias=[0.0, 0.3], nonnegative=True)
+    with pytest.raises(NoClosedForm, match="d of at least 2"):
+        mixed.minimum()
+    with pytest.raises(NoClosedForm, match="d of at least 3"):
+        CrossEntropyUFM(3, 2, 2, 5e-3, 5e-3, nonnegative=True).minimum()
+
+
 def test_init_has_the_promised_size():
     model = CrossEntropyUFM(3, 4, 50, 0.1, 0.1)
     params = model.init(200, generator(1), scale=2.0)

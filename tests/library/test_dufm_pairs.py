@@ -183,8 +183,10 @@ def test_descent_from_nearby_ends_there(K):
 def test_a_saddle_with_one_matrix_and_a_minimum_with_two():
     saddle = linear(6, 1, 1e-3)
     assert float(minimum_hessian_eigenvalue(saddle, saddle.pair_solution().params)[0]) < -1e-4
-    odd = linear(5, 3, 1e-3)  # the triangle can be left at a gain
-    assert float(minimum_hessian_eigenvalue(odd, odd.pair_solution().params)[0]) < -1e-4
+    for K, L, lam, saddles in ((5, 3, 1e-3, True), (7, 2, 1e-3, True), (5, 2, 0.02, False)):
+        odd = linear(K, L, lam)  # as a rule the triangle can be left at a gain
+        least = float(minimum_hessian_eigenvalue(odd, odd.pair_solution().params)[0])
+        assert least < -1e-4 if saddles else least > -1e-12
     deep = linear(6, 2, 1e-3)
     assert float(minimum_hessian_eigenvalue(deep, deep.pair_solution().params)[0]) > -1e-12
 

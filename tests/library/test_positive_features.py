@@ -172,6 +172,15 @@ def test_dead_class_is_a_local_minimum_where_all_units_are_used():
     assert (minimise(model, start=start).loss - md.dead_class_loss(model, 1)).abs().max() < 1e-10
 
 
+def test_a_dead_class_is_the_best_there_is_in_one_dimension():
+    """Two classes, d = 1 and no bias: the local minimum is global; with d = K it is not."""
+    for d, best in ((1, 1), (2, 0)):
+        model = positive(2, 2, d, 5e-3, 5e-3, 0.1)
+        found = minimise(model, batch=30, seed=3).loss
+        assert abs(found.min() - md.dead_class_loss(model, best)) < 1e-10
+    assert md.dead_class_loss(model, 1) - md.dead_class_loss(model, 0) > 0.1
+
+
 def test_a_unit_left_over_is_a_way_down():
     model = positive(4, 2, 6, 5e-3, 5e-3, 0.1)
     point = md.dead_class_minimiser(model, [2], units=5, seed=1)

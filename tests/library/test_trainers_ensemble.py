@@ -147,6 +147,30 @@ def test_what_does_not_fit_is_refused(data):
             train_ensemble(*arguments)
 
 
+def test_frozen_parameters_are_refused_and_not_trained(data):
+    nets = make_networks()
+    nets[2].head.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="frozen"):
+        train_ensemble(nets, data, make_configs())
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 199}, {"batch_size": 1, "drop_last": True}])
+def test_a_batch_of_one_image_is_refused_with_batchnorm_only(data, changes):
+    with pytest.raises(ValueError, match="one image"):
+        train_ensemble(make_networks(), data, make_configs(**changes))
+    plain = make_networks(batch_norm=False)
+    history = train_ensemble(plain, data, make_configs(epochs=1, lr=1e-3, **changes))
+    assert torch.isfinite(history.losses).all()
+
+
+def test_norms_with_a_cumulative_average_are_refused(data):
+    nets = make_networks(2)
+    for network in nets:
+        network.features.layer1.norm.momentum = None
+    with pytest.raises(ValueError, match="momentum"):
+        Ensemble(nets)
+
+
 def test_convolutions_are_refused():
     images = torch.zeros(4, 1, 8, 8)
     network = networks.cnn(SHAPE, 10, widths=(2, 2), feature_dim=4)
