@@ -18,6 +18,7 @@ VIEWS = {
     "phone-light": {"width": 390, "height": 844, "scheme": "light"},
     "phone-dark": {"width": 390, "height": 844, "scheme": "dark"},
 }
+THOROUGH = ("desktop-light", "phone-dark")
 AXE = (NODE / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
 CUT_FORMULAS = """async () => {
   for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
@@ -32,9 +33,18 @@ CUT_FORMULAS = """async () => {
 
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("name", PAGES)
-def test_page_is_quiet_and_fits(visit, name, view):
-    """No console message, no request but MathJax, no sideways scrolling, every formula typeset."""
+def test_page(visit, name, view):
+    """One visit serves all looks at a page, for typesetting its formulas is what takes the time."""
     seen = visit(name, **VIEWS[view])
+    assert_quiet_and_fits(seen, name)
+    if view in THOROUGH:
+        assert_every_image_has_alternative_text(seen)
+        assert_no_serious_accessibility_fault_of_ours(seen)
+        assert_sliders_move_without_a_kernel(seen)
+
+
+def assert_quiet_and_fits(seen, name):
+    """No console message, no request but MathJax, no sideways scrolling, every formula typeset."""
     assert seen.messages == []
     assert seen.foreign == []
     overflow = seen.page.evaluate(
@@ -48,11 +58,8 @@ def test_page_is_quiet_and_fits(visit, name, view):
     assert seen.page.evaluate(CUT_FORMULAS) == []
 
 
-@pytest.mark.parametrize("view", ["desktop-light", "phone-dark"])
-@pytest.mark.parametrize("name", PAGES)
-def test_no_serious_accessibility_fault_of_ours(visit, name, view):
+def assert_no_serious_accessibility_fault_of_ours(seen):
     """axe-core on the article, which is ours; the frame around it belongs to the theme."""
-    seen = visit(name, **VIEWS[view])
     seen.page.evaluate(AXE)
     result = seen.page.evaluate("axe.run('article', {resultTypes: ['violations']})")
     faults = [
@@ -64,9 +71,8 @@ def test_no_serious_accessibility_fault_of_ours(visit, name, view):
     assert faults == []
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_every_image_has_alternative_text(visit, name):
-    images = visit(name).page.evaluate(
+def assert_every_image_has_alternative_text(seen):
+    images = seen.page.evaluate(
         "[...document.querySelectorAll('article img')]"
         ".map(image => [image.getAttribute('alt'), image.src.slice(0, 60)])"
     )
@@ -76,12 +82,9 @@ def test_every_image_has_alternative_text(visit, name):
         assert len(alt) > 20, f"{alt!r} does not say what is seen"
 
 
-@pytest.mark.parametrize("view", ["desktop-light", "phone-dark"])
-@pytest.mark.parametrize("name", [page.name for page in CHAPTERS])
-def test_sliders_move_without_a_kernel(visit, name, view):
+def assert_sliders_move_without_a_kernel(seen):
     """Each slider has four frames or more (a depth, a number of classes), another picture for each, and its
     number in the alt text."""
-    seen = visit(name, **VIEWS[view])
     sliders = seen.page.locator("figure:has(input[type=range])")
     for index in range(sliders.count()):
         figure = sliders.nth(index)
